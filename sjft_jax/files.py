@@ -1,0 +1,36 @@
+"""Files that are whole or absent: written beside, then renamed."""
+
+import contextlib
+import json
+import os
+import pathlib
+
+
+@contextlib.contextmanager
+def replacing(path, mode: str = 'wb'):
+  """Opens a file beside `path` that takes its name when the block succeeds."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  beside = path.with_name(f'.{path.name}.{os.getpid()}.part')
+  text = {} if 'b' in mode else {'encoding': 'utf-8', 'newline': ''}
+  try:
+    with open(beside, mode, **text) as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(beside, path)
+  except BaseException:
+    beside.unlink(missing_ok=True)
+    raise
+
+
+def write_json(path, value):
+  """Writes `value` as JSON: sorted keys, two spaces, a last newline."""
+  with replacing(path, 'w') as file:
+    json.dump(value, file, indent=2, sort_keys=True, ensure_ascii=False)
+    file.write('\n')
+
+
+def read_json(path):
+  """The value of a JSON file."""
+  return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))

@@ -1,0 +1,1 @@
+"""Image sets, their preprocessing and the batches made of them."""

@@ -1,0 +1,46 @@
+"""The record of images that could not be used."""
+
+import csv
+import pathlib
+from collections.abc import Iterable
+
+from sjft_jax import errors, files
+
+
+def record(
+  path: pathlib.Path,
+  bad: Iterable[tuple[str, str]],
+  *,
+  total: int,
+  max_fraction: float,
+) -> None:
+  """Adds to the list of bad images, and stops a run that has too many.
+
+  Args:
+    path: the csv, columns id and reason; what it lists already is kept. It is
+      not made for nothing.
+    bad: (id, reason) of the bad images of one set.
+    total: number of images in that set.
+    max_fraction: the largest share of bad images a run goes on with, 0..1.
+
+  Raises:
+    UserError: if more than max_fraction of the set is bad; the csv is written
+      first.
+  """
+  new = dict(bad)
+  if not new:
+    return
+  reasons = {}
+  if path.exists():
+    with open(path, newline='', encoding='utf-8') as file:
+      reasons = dict(list(csv.reader(file))[1:])
+  with files.replacing(path, 'w') as file:
+    writer = csv.writer(file)
+    writer.writerow(('id', 'reason'))
+    writer.writerows(sorted((reasons | new).items()))
+  if len(new) > max_fraction * total:
+    raise errors.UserError(
+      f'At most {max_fraction:.2%} of the images may be bad (max_bad_fraction);'
+      f' {len(new)} of {total} are, listed in {path}: repair or remove'
+      ' them, or raise --config.max_bad_fraction.'
+    )

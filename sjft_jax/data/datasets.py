@@ -1,0 +1,422 @@
+"""Image sets as random access: encoded bytes, a label and a stable id each.
+
+A set is described by a plain mapping: `kind` folder, packaged or tfds, and the
+fields in FIELDS. The target has a `train` and a `test` part; the source pool is
+any number of named sets whose classes are laid side by side.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from sjft_jax import errors
+from sjft_jax.data import packaged
+
+FIELDS = {
+  'kind': 'folder',
+  'name': '',  # packaged, tfds: which set
+  'dir': '',  # folder: a source's directory; tfds: data_dir
+  'train': '',  # target: a directory (folder) or a split
+  'test': '',  # target: likewise; '' = what per_class leaves
+  'split': '',  # source: a split (packaged, tfds)
+  'per_class': 0,  # target: training images drawn of each class; 0 = all
+}
+SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif',
+            '.tiff', '.webp')  # fmt: skip
+# The first that a TFDS set has and that is unique names its images.
+TFDS_NAMES = ('file_name', 'filename', 'image/file_name', 'image/filename')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+  """Images by position.
+
+  Attributes:
+    name: 'target', the source's name, or 'pool'.
+    classes: class names by label; in a pool '<source>:<class>'.
+    ids: unicode [n], '<name>:<stable id>', unique.
+    labels: int32 [n].
+    sizes: encoded bytes of each image, int64 [n]; -1 where unreadable.
+    read: position -> encoded bytes; safe in threads; may raise OSError.
+    version: of a set that states one.
+    sources: a pool's source names, else ().
+    source: a pool's index into `sources`, int32 [n], else None.
+  """
+
+  name: str
+  classes: tuple[str, ...]
+  ids: np.ndarray
+  labels: np.ndarray
+  sizes: np.ndarray
+  read: Callable[[int], bytes]
+  version: str = ''
+  sources: tuple[str, ...] = ()
+  source: np.ndarray | None = None
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """SHA-256 over version, classes, ids, labels and sizes, in hex."""
+    sha = hashlib.sha256(json.dumps([self.version, self.classes]).encode())
+    sha.update('\0'.join(self.ids.tolist()).encode())
+    sha.update(self.labels.astype('<i4').tobytes())
+    sha.update(self.sizes.astype('<i8').tobytes())
+    return sha.hexdigest()
+
+  def subset(self, index: np.ndarray) -> 'Dataset':
+    """The images at these positions, int [m], in this order; same classes."""
+    index = np.asarray(index)
+    read = self.read
+    return dataclasses.replace(
+      self,
+      ids=self.ids[index],
+      labels=self.labels[index],
+      sizes=self.sizes[index],
+      source=None if self.source is None else self.source[index],
+      read=lambda i: read(int(index[i])),
+    )
+
+
+def _dataset(classes, ids, labels, sizes, read, version='') -> Dataset:
+  return Dataset(
+    name='',
+    classes=tuple(classes),
+    ids=np.array(ids, np.str_),
+    labels=np.asarray(labels, np.int32),
+    sizes=np.asarray(sizes, np.int64),
+    read=read,
+    version=version,
+  )
+
+
+# --- Openers: (spec, part, setting) -> Dataset with bare ids ------------------
+# `part` is the directory or split to open, `setting` the name of its setting.
+
+
+def _folder(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
+  del spec
+  need = f'{setting} needs a folder that holds one folder of images per class'
+  if not part:
+    raise errors.UserError(f'{need}; none was given: --config.{setting}=DIR.')
+  root = os.path.expanduser(part)
+  if not os.path.isdir(root):
+    what = 'is not a folder' if os.path.exists(root) else 'does not exist'
+    raise errors.UserError(f'{need}; {part} {what}: correct the path.')
+  entries = sorted(e for e in os.listdir(root) if not e.startswith('.'))
+  folders = [e for e in entries if os.path.isdir(os.path.join(root, e))]
+  loose = [e for e in entries if _is_image(e) and e not in folders]
+  if loose:
+    raise errors.UserError(
+      f'{need}; images lie directly in {part} ({_legible(loose[0])}, in all'
+      f' {len(loose)}): move them into class folders.'
+    )
+  if not folders:
+    raise errors.UserError(
+      f'{need}; {part} holds no folder: make one per class, named after it.'
+    )
+  paths, labels = [], []
+  for label, folder in enumerate(folders):
+    found = sorted(_images(os.path.join(root, folder)))
+    paths += [os.path.relpath(path, root) for path in found]
+    labels += [label] * len(found)
+
+  def read(i: int) -> bytes:
+    with open(os.path.join(root, paths[i]), 'rb') as file:
+      return file.read()
+
+  return _dataset(
+    classes=map(_legible, folders),
+    ids=[_legible(path.replace(os.sep, '/')) for path in paths],
+    labels=labels,
+    sizes=[_size(os.path.join(root, path)) for path in paths],
+    read=read,
+  )
+
+
+def _images(root: str) -> Iterator[str]:
+  """Image files below a folder; links are followed, hidden names are not."""
+  seen = set()
+  for folder, folders, files in os.walk(root, followlinks=True):
+    real = os.path.realpath(folder)
+    if real in seen:  # A link led back up.
+      folders.clear()
+      continue
+    seen.add(real)
+    folders[:] = [name for name in folders if not name.startswith('.')]
+    yield from (os.path.join(folder, name) for name in files if _is_image(name))
+
+
+def _is_image(name: str) -> bool:
+  return name.lower().endswith(SUFFIXES) and not name.startswith('.')
+
+
+def _legible(name: str) -> str:
+  """A file name as text that can be written; bytes that are none as \\xNN."""
+  return os.fsencode(name).decode('utf-8', 'backslashreplace')
+
+
+def _size(path: str) -> int:
+  try:
+    return os.path.getsize(path)
+  except OSError:  # A broken link: listed as bad when it is read.
+    return -1
+
+
+def _packaged(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
+  del setting
+  images = packaged.load(spec['name'], part)
+  return _dataset(
+    images.classes,
+    images.ids,
+    images.labels,
+    sizes=[len(file) for file in images.files],
+    read=images.files.__getitem__,
+  )
+
+
+def _tfds(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
+  # Takes half a second, and the other kinds do without.
+  import tensorflow_datasets as tfds
+
+  name, where = spec['name'], spec['dir'] or 'the default data_dir'
+  group = setting.rpartition('.')[0]
+  try:
+    builder = tfds.builder(name, data_dir=spec['dir'] or None)
+  except ValueError as e:
+    raise errors.UserError(
+      f'{group}.name needs a TFDS set; {name!r} is neither registered nor'
+      f' prepared in {where}: correct --config.{group}.name or .dir.'
+    ) from e
+  info = builder.info
+  if not info.splits:
+    raise errors.UserError(
+      f'{group} needs {name} prepared as array_record; {where} does not hold'
+      f' it: prepare it there, or correct --config.{group}.dir.'
+    )
+  if not {'image', 'label'} <= set(info.features):
+    raise errors.UserError(
+      f'{group} needs a TFDS set of images with labels; {name} has'
+      f' {", ".join(info.features)}: choose another set.'
+    )
+  try:
+    records = builder.as_data_source(
+      part, decoders={'image': tfds.decode.SkipDecoding()}
+    )
+  except ValueError as e:
+    raise errors.UserError(
+      f'{setting} needs a split of {name} ({", ".join(info.splits)});'
+      f' {part!r} came: set --config.{setting}.'
+    ) from e
+  except NotImplementedError as e:
+    raise errors.UserError(
+      f'{group} needs {name} prepared as array_record; {where} holds it in'
+      ' another format: prepare it again with file_format=array_record.'
+    ) from e
+
+  key = next((key for key in TFDS_NAMES if key in info.features), None)
+  ids, labels, sizes = [], [], []
+  for i, record in enumerate(records):
+    ids.append(record[key].decode('utf-8', 'backslashreplace') if key else i)
+    labels.append(record['label'])
+    sizes.append(len(record['image']))
+  if not key or len(set(ids)) < len(ids):
+    ids = [f'{i:08d}' for i in range(len(ids))]
+  return _dataset(
+    info.features['label'].names,
+    ids,
+    labels,
+    sizes,
+    read=lambda i: records[i]['image'],
+    # Positions mean something only within one version and split.
+    version=f'{info.full_name} {part}',
+  )
+
+
+OPENERS = {'folder': _folder, 'packaged': _packaged, 'tfds': _tfds}
+
+
+def _open(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
+  if spec['kind'] not in OPENERS:
+    group = setting.rpartition('.')[0]
+    raise errors.UserError(
+      f'{group}.kind is one of {", ".join(OPENERS)}; {spec["kind"]!r} came.'
+    )
+  dataset = OPENERS[spec['kind']](spec, part, setting)
+  if len(set(dataset.ids.tolist())) < len(dataset):
+    raise errors.UserError(
+      f'{setting}: two images have the same name once it is written as text:'
+      ' rename the files whose names are not UTF-8.'
+    )
+  return dataset
+
+
+def _fill(spec: Mapping[str, Any]) -> dict[str, Any]:
+  return FIELDS | {k: v for k, v in dict(spec).items() if v is not None}
+
+
+def _named(dataset: Dataset, name: str, prefix: str) -> Dataset:
+  ids = np.char.add(prefix, dataset.ids)
+  return dataclasses.replace(dataset, name=name, ids=ids)
+
+
+def _refuse_empty_classes(dataset: Dataset, setting: str) -> None:
+  count = np.bincount(dataset.labels, minlength=len(dataset.classes))
+  empty = [c for c, n in zip(dataset.classes, count, strict=True) if n == 0]
+  if empty:
+    raise errors.UserError(
+      f'{setting} needs at least one image of every class; {_some(empty)} has'
+      ' none: add images, or remove the class.'
+    )
+
+
+def _some(names: list[str]) -> str:
+  more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+  return ', '.join(names[:5]) + more
+
+
+# --- The target ---------------------------------------------------------------
+
+
+def open_target(spec: Mapping[str, Any], seed: int) -> tuple[Dataset, Dataset]:
+  """Opens the labelled target set.
+
+  Args:
+    spec: kind, name, dir, train, test and per_class of FIELDS. With per_class
+      = n > 0, n training images of each class are drawn; if test is '', the
+      test set is all that the draw leaves.
+    seed: of the draw, which depends on it and on the ids alone.
+
+  Returns:
+    Training and test set. Both have the training set's classes; an id is
+    'target:train/<id>' or 'target:test/<id>', after the part that was read.
+
+  Raises:
+    UserError: if a part cannot be opened or is empty, a training class has no
+      or too few images, or a test class is unknown to training.
+  """
+  spec = _fill(spec)
+  train = _open(spec, spec['train'], 'target.train')
+  train = _named(train, 'target', 'target:train/')
+  _refuse_empty_classes(train, 'target.train')
+  test = None
+  if spec['test']:
+    test = _open(spec, spec['test'], 'target.test')
+    test = _named(test, 'target', 'target:test/')
+    test = _relabel(test, train.classes)
+  if spec['per_class']:
+    drawn = _draw(train, spec['per_class'], seed)
+    test = train.subset(np.flatnonzero(~drawn)) if test is None else test
+    train = train.subset(np.flatnonzero(drawn))
+  if test is None or not len(test):
+    raise errors.UserError(
+      'The target needs test images; there are none: set --config.target.test,'
+      ' or a smaller --config.target.per_class, which leaves some.'
+    )
+  return train, test
+
+
+def _relabel(test: Dataset, classes: tuple[str, ...]) -> Dataset:
+  label_of = {name: label for label, name in enumerate(classes)}
+  unknown = [name for name in test.classes if name not in label_of]
+  if unknown:
+    raise errors.UserError(
+      'target.test may only hold classes of target.train; it also holds'
+      f' {_some(unknown)}: rename or remove them.'
+    )
+  label = np.array([label_of[name] for name in test.classes], np.int32)
+  return dataclasses.replace(test, classes=classes, labels=label[test.labels])
+
+
+def _draw(dataset: Dataset, per_class: int, seed: int) -> np.ndarray:
+  """Marks per_class images of each class, bool [n]."""
+  rng = np.random.default_rng(seed)
+  order = np.argsort(dataset.ids, kind='stable')
+  drawn = np.zeros(len(dataset), bool)
+  for label, name in enumerate(dataset.classes):
+    index = order[dataset.labels[order] == label]
+    if len(index) < per_class:
+      raise errors.UserError(
+        f'target.per_class needs {per_class} training images of every class;'
+        f' {name} has {len(index)}: lower it, or add images.'
+      )
+    drawn[rng.choice(index, per_class, replace=False)] = True
+  return drawn
+
+
+# --- The source pool ----------------------------------------------------------
+
+
+def open_pool(specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
+  """Opens several sources as one set, their classes side by side.
+
+  Args:
+    specs: source name -> kind, name, dir and split of FIELDS.
+
+  Returns:
+    The pool, sources in the order of `specs`; ids '<source>:<id>', classes
+    '<source>:<class>'.
+
+  Raises:
+    UserError: if there is no source, one cannot be opened, one has a class
+      without images, or two are the same images.
+  """
+  if not specs:
+    raise errors.UserError(
+      'The pool needs a source; none was given: --config.source.main.dir=DIR.'
+    )
+  parts, owner = [], {}
+  for name, spec in specs.items():
+    spec = _fill(spec)
+    field = 'dir' if spec['kind'] == 'folder' else 'split'
+    setting = f'source.{name}.{field}'
+    part = _named(_open(spec, spec[field], setting), name, f'{name}:')
+    _refuse_empty_classes(part, setting)
+    place = _place(spec)
+    if place in owner:
+      raise errors.UserError(
+        f'Every source needs its own images; source.{owner[place]} and'
+        f' source.{name} are the same: remove one of them.'
+      )
+    owner[place] = name
+    parts.append(part)
+
+  first_label = np.cumsum([0] + [len(part.classes) for part in parts])
+  first = np.cumsum([0] + [len(part) for part in parts])
+  source = np.repeat(np.arange(len(parts), dtype=np.int32), np.diff(first))
+  reads = [part.read for part in parts]
+
+  def read(i: int) -> bytes:
+    s = source[i]
+    return reads[s](int(i - first[s]))
+
+  return Dataset(
+    name='pool',
+    classes=tuple(f'{p.name}:{name}' for p in parts for name in p.classes),
+    ids=np.concatenate([part.ids for part in parts]),
+    labels=np.concatenate(
+      [
+        p.labels + np.int32(at)
+        for p, at in zip(parts, first_label[:-1], strict=True)
+      ]
+    ),
+    sizes=np.concatenate([part.sizes for part in parts]),
+    read=read,
+    version=' '.join(part.version for part in parts),
+    sources=tuple(part.name for part in parts),
+    source=source,
+  )
+
+
+def _place(spec: Mapping[str, Any]) -> tuple[str, ...]:
+  """Where a source's images are: equal for sources that are the same."""
+  if spec['kind'] == 'folder':
+    return 'folder', os.path.realpath(os.path.expanduser(spec['dir']))
+  return spec['kind'], spec['name'], spec['dir'], spec['split']

@@ -1,0 +1,258 @@
+"""Encoded bytes to RGB crops, one image at a time.
+
+A picture comes out as a viewer shows it: the first frame or page, turned as its
+EXIF tag says, transparent parts over white, grey and palette and CMYK as RGB,
+16 bits scaled to 8. Two corners are left to OpenCV: a PNG or WebP that is both
+transparent and turned by EXIF is not turned, and transparent TIFF lies on
+black.
+
+A file is refused as soon as its own structure says that it is incomplete or
+too large, before a decoder sees it: decoders fill missing rows with grey, write
+to stderr, or allocate what the header asks for.
+"""
+
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+# The loaders run one image per thread; OpenCV's own threads would compete.
+cv2.setNumThreads(1)
+# A failure is reported once, as the reason of a BadImage.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+MAX_PIXELS = 178_956_970  # 512 MB of RGB; where Pillow suspects a bomb, too.
+
+
+class BadImage(ValueError):  # noqa: N818
+  """An image that cannot be used; the text is a short reason."""
+
+
+class _Header(NamedTuple):
+  width: int
+  height: int
+  alpha: bool  # May be transparent.
+  data: bytes  # What to decode.
+
+
+# Fill bytes, stuffed zeros and restart markers do not start a segment.
+_JPEG_MARKER = re.compile(rb'\xff[^\x00\x01\xff\xd0-\xd7]')
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def _jpeg(data: bytes) -> _Header:
+  """Walks the segments to the end of the image, past embedded thumbnails."""
+  size, at = None, 2
+  while marker := _JPEG_MARKER.search(data, at):
+    at = marker.end()
+    code = data[at - 1]
+    if code == 0xD9 and size:
+      return _Header(size[1], size[0], False, data)
+    if code in _JPEG_FRAMES:
+      size = struct.unpack_from('>HH', data, at + 3)
+    at += int.from_bytes(data[at : at + 2], 'big')
+  raise BadImage('truncated JPEG: no end-of-image marker')
+
+
+# Colour profiles, comments and animations only make the decoder complain.
+_PNG_CHUNKS = frozenset((b'IHDR', b'PLTE', b'tRNS', b'eXIf', b'IDAT', b'IEND'))
+
+
+def _png(data: bytes) -> _Header:
+  """Checks every chunk that matters, and keeps only those."""
+  kept, kinds, kind, at = [data[:8]], set(), b'', 8
+  while kind != b'IEND':
+    length, kind = struct.unpack_from('>I4s', data, at)
+    chunk = data[at : at + length + 12]
+    at += length + 12
+    if at > len(data):
+      raise BadImage('truncated PNG')
+    if kind in _PNG_CHUNKS:
+      if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], 'big'):
+        raise BadImage('damaged PNG: wrong checksum')
+      kept.append(chunk)
+      kinds.add(kind)
+  width, height = struct.unpack_from('>II', data, 16)
+  alpha = bool(data[25] & 4) or b'tRNS' in kinds
+  return _Header(width, height, alpha, b''.join(kept))
+
+
+def _gif(data: bytes) -> _Header:
+  return _Header(*struct.unpack_from('<HH', data, 6), True, data)
+
+
+def _bmp(data: bytes) -> _Header:
+  (header_bytes,) = struct.unpack_from('<I', data, 14)
+  width, height = struct.unpack_from(
+    '<HH' if header_bytes == 12 else '<ii', data, 18
+  )
+  # A negative height stands for rows from top to bottom.
+  return _Header(width, abs(height), False, data)
+
+
+def _webp(data: bytes) -> _Header:
+  (size,) = struct.unpack_from('<I', data, 4)
+  if len(data) < size + 8:
+    raise BadImage('truncated WebP')
+  kind = data[12:16]
+  if kind == b'VP8X':
+    width = int.from_bytes(data[24:27], 'little') + 1
+    height = int.from_bytes(data[27:30], 'little') + 1
+    return _Header(width, height, bool(data[20] & 0x10), data)
+  if kind == b'VP8L':
+    (bits,) = struct.unpack_from('<I', data, 21)
+    width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return _Header(width, height, bool(bits >> 28 & 1), data)
+  width, height = struct.unpack_from('<HH', data, 26)
+  return _Header(width & 0x3FFF, height & 0x3FFF, False, data)
+
+
+def _tiff(data: bytes) -> _Header:
+  """Reads ImageWidth (256) and ImageLength (257) of the first directory."""
+  order = '<' if data.startswith(b'II') else '>'
+  (at,) = struct.unpack_from(order + 'I', data, 4)
+  (count,) = struct.unpack_from(order + 'H', data, at)
+  size = {}
+  for entry in range(at + 2, at + 2 + 12 * count, 12):
+    tag, kind = struct.unpack_from(order + 'HH', data, entry)
+    if tag in (256, 257):
+      form = order + ('H' if kind == 3 else 'I')
+      (size[tag],) = struct.unpack_from(form, data, entry + 8)
+  return _Header(size.get(256, 0), size.get(257, 0), False, data)
+
+
+_PNM = re.compile(rb'P[2356]\s+(?:#[^\n]*\n\s*)*(\d+)\s+(?:#[^\n]*\n\s*)*(\d+)')
+
+
+def _pnm(data: bytes) -> _Header:
+  match = _PNM.match(data)
+  if not match:
+    raise BadImage('damaged PNM header')
+  return _Header(int(match[1]), int(match[2]), False, data)
+
+
+_FORMATS: tuple[tuple[str, re.Pattern, Callable[[bytes], _Header]], ...] = (
+  ('JPEG', re.compile(rb'\xff\xd8'), _jpeg),
+  ('PNG', re.compile(rb'\x89PNG\r\n\x1a\n'), _png),
+  ('GIF', re.compile(rb'GIF8[79]a'), _gif),
+  ('WebP', re.compile(rb'RIFF....WEBP', re.DOTALL), _webp),
+  ('BMP', re.compile(rb'BM'), _bmp),
+  ('TIFF', re.compile(rb'II\*\x00|MM\x00\*'), _tiff),
+  ('PNM', re.compile(rb'P[2356]\s'), _pnm),
+)
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+  """Decodes JPEG, PNG, GIF, WebP, BMP, TIFF or PNM, whatever its file's name.
+
+  Args:
+    data: a whole encoded file.
+    max_pixels: the most pixels that are decoded; read from the header.
+
+  Returns:
+    RGB, uint8 [h, w, 3], values 0..255.
+
+  Raises:
+    BadImage: if the data are empty, of another kind, incomplete, damaged or
+      too large. Damage inside a JPEG's or WebP's compressed pixels that leaves
+      its structure whole goes unnoticed, as in every decoder.
+  """
+  if not data:
+    raise BadImage('empty file')
+  known = next((row for row in _FORMATS if row[1].match(data)), None)
+  if known is None:
+    raise BadImage('not a JPEG, PNG, GIF, WebP, BMP, TIFF or PNM file')
+  name, _, inspect = known
+  try:
+    header = inspect(data)
+  except (struct.error, IndexError) as e:
+    raise BadImage(f'truncated {name}') from e
+  if header.width * header.height > max_pixels:
+    raise BadImage(
+      f'{header.width} x {header.height} pixels, more than {max_pixels}'
+    )
+  if header.alpha:
+    image = _opencv(header.data, cv2.IMREAD_UNCHANGED, name)
+    if image.ndim == 3 and image.shape[2] == 4:
+      return _over_white(image)
+  return _opencv(header.data, cv2.IMREAD_COLOR_RGB, name)
+
+
+def _opencv(data: bytes, flags: int, name: str) -> np.ndarray:
+  try:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+  except cv2.error:
+    image = None
+  if image is None:
+    raise BadImage(f'damaged or unsupported {name}')
+  return image
+
+
+def _over_white(bgra: np.ndarray) -> np.ndarray:
+  if bgra.dtype == np.uint16:
+    bgra = (bgra >> 8).astype(np.uint8)
+  alpha = bgra[..., 3:].astype(np.uint16)
+  over = bgra[..., 2::-1] * alpha + 255 * (255 - alpha)
+  return ((over + 127) // 255).astype(np.uint8)
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+  """Resizes to a square without keeping the aspect.
+
+  Each axis on its own: pixel-area average (INTER_AREA) where it shrinks,
+  linear interpolation (INTER_LINEAR) where it grows.
+
+  Args:
+    image: uint8 [h, w, 3].
+    size: side of the result in pixels.
+
+  Returns:
+    uint8 [size, size, 3].
+  """
+  height, width = (min(side, size) for side in image.shape[:2])
+  if image.shape[:2] != (height, width):
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+  if (height, width) != (size, size):
+    image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+  return image
+
+
+def center_crop(image: np.ndarray, crop: int) -> np.ndarray:
+  """Cuts the middle square; of an odd rest the smaller part is top and left.
+
+  Args:
+    image: uint8 [h, w, 3].
+    crop: side of the square in pixels.
+
+  Returns:
+    uint8 [crop, crop, 3], a view.
+
+  Raises:
+    ValueError: if the crop is larger than the image.
+  """
+  top, left = (room // 2 for room in _room(image, crop))
+  return image[top : top + crop, left : left + crop]
+
+
+def random_crop(
+  image: np.ndarray, crop: int, rng: np.random.Generator
+) -> np.ndarray:
+  """Cuts a square at a uniform position: see `center_crop`."""
+  top, left = (int(rng.integers(room + 1)) for room in _room(image, crop))
+  return image[top : top + crop, left : left + crop]
+
+
+def _room(image: np.ndarray, crop: int) -> tuple[int, int]:
+  height, width = image.shape[:2]
+  if crop > min(height, width):
+    raise ValueError(f'The crop must fit in the image: {crop=}, {image.shape=}')
+  return height - crop, width - crop
+
+
+def mirror(image: np.ndarray) -> np.ndarray:
+  """Swaps left and right: uint8 [h, w, 3] to a view of the same shape."""
+  return image[:, ::-1]

@@ -1,0 +1,352 @@
+import io
+import os
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from sjft_jax import errors
+from sjft_jax.data import datasets
+
+
+def _write(root, *paths, data=b'x'):
+  for path in paths:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_bytes(data)
+
+
+def _folders(tmp_path, per_class=4, classes='ab'):
+  """Training and test folders; a file's content is its path."""
+  for part, count in (('train', per_class), ('test', 2)):
+    for path in (f'{part}/{c}/{i}.jpg' for c in classes for i in range(count)):
+      _write(tmp_path, path, data=path.encode())
+  return {
+    'kind': 'folder',
+    'train': str(tmp_path / 'train'),
+    'test': str(tmp_path / 'test'),
+  }
+
+
+def _pool(path):
+  return datasets.open_pool({'main': {'dir': str(path)}})
+
+
+# --- Folders ------------------------------------------------------------------
+
+
+def test_a_folder_is_read_by_class_in_sorted_order(tmp_path):
+  spec = _folders(tmp_path)
+  _write(tmp_path, 'train/a/sub/2/X.JPeG', 'train/a/.hidden.png')
+  _write(tmp_path, 'train/a/notes.txt', 'train/a/.git/1.png', 'train/.x/1.png')
+  train, test = datasets.open_target(spec, seed=0)
+  assert train.name == test.name == 'target'
+  assert train.classes == test.classes == ('a', 'b')
+  names = [*(f'a/{i}.jpg' for i in range(4)), 'a/sub/2/X.JPeG']
+  names += [f'b/{i}.jpg' for i in range(4)]
+  assert train.ids.tolist() == [f'target:train/{name}' for name in names]
+  assert train.labels.tolist() == [0] * 5 + [1] * 4
+  assert train.labels.dtype == np.int32
+  assert test.ids.tolist()[0] == 'target:test/a/0.jpg'
+  assert train.read(5) == b'train/b/0.jpg'
+  assert test.read(3) == b'test/b/1.jpg'
+
+
+def test_the_digest_follows_content_not_place(tmp_path):
+  def digest(root, change=lambda root: None):
+    _write(root, 'a/1.jpg', 'b/1.jpg', data=b'xx')
+    change(root)
+    return _pool(root).digest
+
+  first = digest(tmp_path / '1')
+  assert first == digest(tmp_path / '2')
+  changes = (
+    lambda root: _write(root, 'b/1.jpg', data=b'xxx'),
+    lambda root: _write(root, 'b/2.jpg'),
+    lambda root: (root / 'b/1.jpg').rename(root / 'b/2.jpg'),
+    lambda root: (root / 'b').rename(root / 'c'),
+  )
+  others = {digest(tmp_path / f'c{i}', c) for i, c in enumerate(changes)}
+  assert len(others | {first}) == 5
+
+
+def test_names_that_are_not_utf8_give_ids_that_can_be_written(tmp_path):
+  _write(tmp_path, 'a/1.jpg')
+  raw = os.path.join(os.fsencode(tmp_path), b'a', b'caf\xe9.jpg')
+  with open(raw, 'wb') as file:
+    file.write(b'coffee')
+  pool = _pool(tmp_path)
+  assert pool.ids.tolist() == ['main:a/1.jpg', 'main:a/caf\\xe9.jpg']
+  assert pool.read(1) == b'coffee'
+  '\n'.join(pool.ids).encode('utf-8')
+  _write(tmp_path, 'a/caf\\xe9.jpg')
+  with pytest.raises(errors.UserError, match='same name'):
+    _pool(tmp_path)
+
+
+def test_links_are_followed_once_and_broken_ones_fail_when_read(tmp_path):
+  _write(tmp_path, 'elsewhere/1.jpg', 'pool/a/2.jpg')
+  (tmp_path / 'pool/a/link').symlink_to(tmp_path / 'elsewhere')
+  (tmp_path / 'pool/a/loop').symlink_to(tmp_path / 'pool/a')
+  (tmp_path / 'pool/a/z.jpg').symlink_to(tmp_path / 'gone.jpg')
+  pool = _pool(tmp_path / 'pool')
+  expected = ['main:a/2.jpg', 'main:a/link/1.jpg', 'main:a/z.jpg']
+  assert pool.ids.tolist() == expected
+  assert pool.sizes.tolist() == [1, 1, -1]
+  with pytest.raises(FileNotFoundError):
+    pool.read(2)
+
+
+def _no_folder(root):
+  return ''
+
+
+def _missing(root):
+  return root / 'gone'
+
+
+def _a_file(root):
+  _write(root, 'file')
+  return root / 'file'
+
+
+def _nothing_in_it(root):
+  return root
+
+
+def _loose_images(root):
+  _write(root, 'a/1.jpg', '2.jpg', '3.jpg')
+  return root
+
+
+def _an_empty_class(root):
+  _write(root, 'a/1.jpg', 'b/notes.txt')
+  return root
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (_no_folder, 'none was given: --config.source.main.dir=DIR'),
+    (_missing, 'gone does not exist'),
+    (_a_file, 'file is not a folder'),
+    (_nothing_in_it, 'holds no folder'),
+    (_loose_images, r'directly in .* \(2.jpg, in all 2\)'),
+    (_an_empty_class, 'every class; b has none'),
+  ],
+)
+def test_unusable_folders_get_one_clear_line(tmp_path, make, message):
+  with pytest.raises(errors.UserError, match=message) as e:
+    _pool(make(tmp_path))
+  assert str(e.value).startswith('source.main.dir needs')
+  assert '\n' not in str(e.value)
+
+
+# --- The target ---------------------------------------------------------------
+
+
+def test_a_training_class_may_lack_test_images(tmp_path):
+  spec = _folders(tmp_path, classes='abc')
+  for i in range(2):
+    (tmp_path / f'test/a/{i}.jpg').unlink()
+    (tmp_path / f'test/b/{i}.jpg').unlink()
+  (tmp_path / 'test/b').rmdir()
+  train, test = datasets.open_target(spec, seed=0)
+  assert test.classes == train.classes == ('a', 'b', 'c')
+  assert test.labels.tolist() == [2, 2]
+
+
+def test_unknown_test_classes_are_named_five_at_most(tmp_path):
+  spec = _folders(tmp_path)
+  _write(tmp_path, *(f'test/new{i}/1.jpg' for i in range(7)))
+  with pytest.raises(errors.UserError, match=r'new0, .*new4 and 2 more') as e:
+    datasets.open_target(spec, seed=0)
+  assert 'new5' not in str(e.value)
+
+
+def test_a_draw_has_its_size_and_leaves_the_rest_for_test(tmp_path):
+  spec = _folders(tmp_path, per_class=6) | {'test': '', 'per_class': 4}
+  whole = {f'target:train/{c}/{i}.jpg' for c in 'ab' for i in range(6)}
+  drawn = {}
+  for seed in range(5):
+    train, test = datasets.open_target(spec, seed=seed)
+    assert np.bincount(train.labels).tolist() == [4, 4]
+    assert {*train.ids} | {*test.ids} == whole
+    assert not {*train.ids} & {*test.ids}
+    drawn[seed] = tuple(train.ids)
+    again, _ = datasets.open_target(spec, seed=seed)
+    assert tuple(again.ids) == drawn[seed]
+    assert again.digest == train.digest != test.digest
+    for i in range(len(test)):
+      assert test.read(i).decode() == test.ids[i].removeprefix('target:')
+  assert len(set(drawn.values())) > 1
+
+
+def test_a_draw_with_test_images_of_its_own_keeps_those(tmp_path):
+  spec = _folders(tmp_path) | {'per_class': 1}
+  train, test = datasets.open_target(spec, seed=0)
+  assert len(train) == 2
+  assert len(test) == 4
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'per_class': 5}, 'needs 5 training images of every class; a has 4'),
+    ({'test': ''}, 'needs test images'),
+    ({'test': '', 'per_class': 4}, 'needs test images'),
+    ({'train': ''}, 'target.train needs .* none was given'),
+    ({'kind': 'zip'}, "target.kind is one of folder, packaged, tfds; 'zip'"),
+  ],
+)
+def test_unusable_targets_get_one_clear_line(tmp_path, change, message):
+  with pytest.raises(errors.UserError, match=message):
+    datasets.open_target(_folders(tmp_path) | change, seed=0)
+
+
+def test_packaged_digits():
+  spec = {'kind': 'packaged', 'name': 'digits', 'per_class': 5}
+  train, test = datasets.open_target(spec, seed=3)
+  assert (len(train), len(test)) == (50, 1747)
+  assert train.classes == tuple('0123456789')
+  assert train.read(0).startswith(b'\x89PNG')
+
+
+# --- Pools --------------------------------------------------------------------
+
+
+def test_a_pool_lays_sources_side_by_side(tmp_path):
+  _write(tmp_path, 'x/a/1.jpg', 'x/b/1.jpg', data=b'x')
+  _write(tmp_path, 'y/b/1.jpg', 'y/b/2.jpg', data=b'yy')
+  # Neither order nor equal class names are changed.
+  specs = {name: {'dir': str(tmp_path / name)} for name in 'yx'}
+  pool = datasets.open_pool(specs)
+  assert pool.classes == ('y:b', 'x:a', 'x:b')
+  assert pool.ids.tolist() == [
+    'y:b/1.jpg',
+    'y:b/2.jpg',
+    'x:a/1.jpg',
+    'x:b/1.jpg',
+  ]
+  assert pool.labels.tolist() == [0, 0, 1, 2]
+  assert pool.sources == ('y', 'x')
+  assert pool.source.tolist() == [0, 0, 1, 1]
+  assert [pool.read(i) for i in range(4)] == [b'yy', b'yy', b'x', b'x']
+  part = pool.subset(np.array([3, 0])).subset(np.array([0]))
+  assert part.ids.tolist() == ['x:b/1.jpg']
+  assert part.source.tolist() == [1]
+  assert part.read(0) == b'x'
+  assert part.classes == pool.classes
+
+
+def test_pools_need_different_sources(tmp_path):
+  _write(tmp_path, 'x/a/1.jpg')
+  (tmp_path / 'y').symlink_to(tmp_path / 'x')
+  specs = {name: {'dir': str(tmp_path / name)} for name in 'xy'}
+  with pytest.raises(errors.UserError, match='are the same'):
+    datasets.open_pool(specs)
+  with pytest.raises(errors.UserError, match='needs a source'):
+    datasets.open_pool({})
+
+
+# --- TFDS ---------------------------------------------------------------------
+
+
+class SjftTiny(tfds.core.GeneratorBasedBuilder):
+  """Five training and two test images, with or without file names."""
+
+  VERSION = tfds.core.Version('1.2.0')
+  BUILDER_CONFIGS = (
+    tfds.core.BuilderConfig(name='named'),
+    tfds.core.BuilderConfig(name='unnamed'),
+  )
+
+  def _info(self):
+    features = {
+      'image': tfds.features.Image(shape=(None, None, 3)),
+      'label': tfds.features.ClassLabel(names=['cat', 'dog']),
+    }
+    if self.builder_config.name == 'named':
+      features['file_name'] = tfds.features.Text()
+    features = tfds.features.FeaturesDict(features)
+    return tfds.core.DatasetInfo(builder=self, features=features)
+
+  def _split_generators(self, dl_manager):
+    return {
+      'train': self._generate_examples(5),
+      'test': self._generate_examples(2),
+    }
+
+  def _generate_examples(self, count):
+    for i in range(count):
+      example = {'image': io.BytesIO(_picture(i)), 'label': i % 2}
+      if self.builder_config.name == 'named':
+        example['file_name'] = f'{i}.png'
+      yield i, example
+
+
+def _picture(i):
+  buffer = io.BytesIO()
+  Image.fromarray(np.full((3, 4, 3), i, np.uint8)).save(buffer, 'PNG')
+  return buffer.getvalue()
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  directory = str(tmp_path_factory.mktemp('tfds'))
+  for config in ('named', 'unnamed'):
+    builder = SjftTiny(
+      data_dir=directory, config=config, file_format='array_record'
+    )
+    builder.download_and_prepare()
+  return directory
+
+
+def _tfds_spec(directory, config):
+  return {
+    'kind': 'tfds',
+    'name': f'sjft_tiny/{config}',
+    'dir': directory,
+    'train': 'train',
+    'test': 'test',
+  }
+
+
+def test_tfds_is_read_without_tensorflow(prepared):
+  train, test = datasets.open_target(_tfds_spec(prepared, 'named'), seed=0)
+  assert train.classes == test.classes == ('cat', 'dog')
+  # TFDS stores records in the order of hashed keys.
+  names = {f'target:train/{i}.png' for i in range(5)}
+  assert {*train.ids} == names
+  assert len(test) == 2
+  for i in range(len(train)):
+    number = int(train.ids[i].removeprefix('target:train/')[0])
+    assert train.read(i) == _picture(number)
+    assert train.labels[i] == number % 2
+    assert train.sizes[i] == len(_picture(number))
+  assert '1.2.0' in train.version
+  assert 'tensorflow' not in sys.modules
+
+
+def test_tfds_without_file_names_counts(prepared):
+  train, _ = datasets.open_target(_tfds_spec(prepared, 'unnamed'), seed=0)
+  assert train.ids.tolist() == [f'target:train/{i:08d}' for i in range(5)]
+  named, _ = datasets.open_target(_tfds_spec(prepared, 'named'), seed=0)
+  assert named.digest != train.digest
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'name': 'sjft_unknown'}, "needs a TFDS set; 'sjft_unknown' is neither"),
+    ({'name': ''}, "needs a TFDS set; '' is neither"),
+    ({'name': 'caltech101'}, 'needs caltech101 prepared as array_record'),
+    ({'test': 'val'}, "needs a split .*train, test.*; 'val' came"),
+  ],
+)
+def test_unusable_tfds_sets_get_one_clear_line(prepared, change, message):
+  spec = _tfds_spec(prepared, 'named') | change
+  with pytest.raises(errors.UserError, match=message) as e:
+    datasets.open_target(spec, seed=0)
+  assert '\n' not in str(e.value)

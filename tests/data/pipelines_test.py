@@ -1,0 +1,316 @@
+import itertools
+import time
+
+import cv2
+import numpy as np
+import pytest
+from scipy import stats
+
+from sjft_jax.data import datasets, pipelines, preprocess
+
+SIDE = 12
+DAMAGED = b'no image'
+
+
+def _image(i):
+  """Red and green tell the place, blue the image."""
+  y, x = np.indices((SIDE, SIDE), np.uint8)
+  return np.stack([x, y, np.full_like(x, i)], -1)
+
+
+def _dataset(name, count, bad=()):
+  files = [
+    cv2.imencode('.png', _image(i)[..., ::-1])[1].tobytes()
+    for i in range(count)
+  ]
+
+  def read(i):
+    if i in bad:
+      return DAMAGED
+    return files[i]
+
+  return datasets.Dataset(
+    name=name,
+    classes=('even', 'odd'),
+    ids=np.array([f'{name}:{i}' for i in range(count)]),
+    labels=np.arange(count, dtype=np.int32) % 2,
+    sizes=np.array([len(file) for file in files]),
+    read=read,
+  )
+
+
+def _candidates(targets, sources, count=4):
+  """Target i may draw the sources i, i + 1, ... , around the end."""
+  lists = (np.arange(targets)[:, None] + np.arange(count)) % sources
+  start = np.arange(targets, dtype=np.int64) * count
+  return pipelines.Candidates(
+    index=lists.reshape(-1).astype(np.int32), start=start, stop=start + count
+  )
+
+
+def _joint(target, source, candidates, **changes):
+  settings = {
+    'seed': 1,
+    'steps': 6,
+    'micro_batches': 2,
+    'target_batch': 5 if target else 0,
+    'source_batch': 5 if source else 0,
+    'resize': SIDE,
+    'crop': 8,
+    'mirror': True,
+    'threads': 2,
+  }
+  return list(pipelines.joint(target, source, candidates, **settings | changes))
+
+
+def _assert_same(first, second):
+  assert len(first) == len(second) > 0
+  for a, b in zip(first, second, strict=True):
+    assert a.keys() == b.keys()
+    for key in a:
+      np.testing.assert_array_equal(a[key], b[key])
+
+
+def _all(batches, key):
+  return np.concatenate([batch[key].reshape(-1) for batch in batches])
+
+
+# --- Sweeps -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('threads', [1, 4])
+@pytest.mark.parametrize('batch', [7, 50, 100])
+def test_a_sweep_yields_every_image_once_in_order(threads, batch):
+  count = 75
+  blocks = list(
+    pipelines.sweep(
+      _dataset('s', count), resize=SIDE, crop=8, batch=batch, threads=threads
+    )
+  )
+  assert len(blocks) == -(-count // batch)
+  assert all(block.image.shape == (batch, 8, 8, 3) for block in blocks)
+  index = np.concatenate([block.index for block in blocks])
+  valid = np.concatenate([block.valid for block in blocks])
+  image = np.concatenate([block.image for block in blocks])
+  np.testing.assert_array_equal(index[:count], np.arange(count))
+  assert (index[count:] == -1).all()
+  np.testing.assert_array_equal(valid, index >= 0)
+  for i in range(count):
+    np.testing.assert_array_equal(image[i], _image(i)[2:10, 2:10])
+  assert not image[count:].any()
+
+
+def test_a_sweep_of_a_part():
+  blocks = pipelines.sweep(
+    _dataset('s', 20), resize=8, crop=8, batch=4, threads=1, start=7, stop=13
+  )
+  index = np.concatenate([block.index for block in blocks])
+  np.testing.assert_array_equal(index, [*range(7, 13), -1, -1])
+  nothing = pipelines.sweep(
+    _dataset('s', 20), resize=8, crop=8, batch=4, threads=1, start=5, stop=5
+  )
+  assert list(nothing) == []
+
+
+def _with_trouble(count=40):
+  """Image 3 is no image, image 33 is gone, image 39 is cut short."""
+  whole = _dataset('s', count)
+
+  def read(i):
+    if i == 3:
+      return DAMAGED
+    if i == 33:
+      raise FileNotFoundError(2, 'No such file or directory')
+    return whole.read(i)[:-9] if i == 39 else whole.read(i)
+
+  fields = {**vars(whole), 'read': read}
+  return datasets.Dataset(**fields)
+
+
+TROUBLE = {3: 'not a', 33: 'No such file', 39: 'truncated PNG'}
+
+
+def test_bad_images_are_masked_and_listed():
+  blocks = list(
+    pipelines.sweep(_with_trouble(), resize=8, crop=8, batch=16, threads=2)
+  )
+  bad = dict(itertools.chain.from_iterable(block.bad for block in blocks))
+  assert bad.keys() == TROUBLE.keys()
+  assert all(TROUBLE[i] in bad[i] for i in bad)
+  for block in blocks:
+    good = (block.index >= 0) & ~np.isin(block.index, list(bad))
+    np.testing.assert_array_equal(block.valid, good)
+    assert not block.image[~block.valid].any()
+    np.testing.assert_array_equal(block.image[good, 0, 0, 2], block.index[good])
+
+
+def test_find_bad_agrees_with_a_sweep():
+  found = list(pipelines.find_bad(_with_trouble(), threads=2))
+  assert [i for i, _ in found] == list(range(40))
+  assert {i for i, reason in found if reason} == TROUBLE.keys()
+
+
+def test_a_sweep_reads_a_bounded_number_of_images_ahead():
+  read = []
+  whole = _dataset('s', 200)
+  fields = {
+    **vars(whole),
+    'read': lambda i: read.append(i) or whole.read(i % 200),
+  }
+  many = datasets.Dataset(**fields)
+  blocks = pipelines.sweep(
+    many.subset(np.arange(5000) % 200), resize=8, crop=8, batch=32, threads=2
+  )
+  next(blocks)
+  time.sleep(0.3)  # Time enough to read all of them.
+  blocks.close()
+  assert 32 <= len(read) <= 500
+
+
+# --- Joint batches ------------------------------------------------------------
+
+
+def test_shapes_types_and_labels():
+  target, source = _dataset('t', 20), _dataset('s', 30)
+  for batch in _joint(target, source, _candidates(20, 30)):
+    for half in ('target', 'source'):
+      image = batch[f'{half}_image']
+      index = batch[f'{half}_index']
+      assert image.shape == (2, 5, 8, 8, 3)
+      assert image.dtype == np.uint8
+      assert index.shape == batch[f'{half}_label'].shape == (2, 5)
+      assert index.dtype == np.int64
+      assert batch[f'{half}_label'].dtype == np.int32
+      np.testing.assert_array_equal(batch[f'{half}_label'], index % 2)
+      expected = np.broadcast_to(index[..., None, None], image.shape[:-1])
+      np.testing.assert_array_equal(image[..., 2], expected)
+
+
+def test_the_threads_change_nothing():
+  target, source = _dataset('t', 20), _dataset('s', 30, bad=(4, 9))
+  runs = [
+    _joint(target, source, _candidates(20, 30), threads=threads)
+    for threads in (1, 4, 0)
+  ]
+  _assert_same(runs[0], runs[1])
+  _assert_same(runs[0], runs[2])
+
+
+@pytest.mark.parametrize('first_step', [1, 4])
+@pytest.mark.parametrize('halves', ['both', 'target', 'source'])
+def test_a_later_first_step_gives_the_tail(first_step, halves):
+  target = None if halves == 'source' else _dataset('t', 7)
+  source = None if halves == 'target' else _dataset('s', 30)
+  candidates = _candidates(7, 30) if halves == 'both' else None
+  whole = _joint(target, source, candidates)
+  tail = _joint(target, source, candidates, first_step=first_step)
+  _assert_same(whole[first_step:], tail)
+
+
+def test_seeds_differ_and_do_not_repeat_each_other_an_epoch_later():
+  target = _dataset('t', 10)
+  runs = [
+    _all(_joint(target, None, None, seed=seed), 'target_index').reshape(-1, 10)
+    for seed in (1, 2)
+  ]
+  assert len({tuple(epoch) for run in runs for epoch in run}) == 12
+
+
+def test_every_target_image_comes_once_an_epoch():
+  index = _all(_joint(_dataset('t', 12), None, None), 'target_index')
+  assert len(index) == 60
+  for epoch in index.reshape(-1, 12):
+    np.testing.assert_array_equal(np.sort(epoch), np.arange(12))
+
+
+def test_each_source_image_is_a_candidate_of_its_target_image():
+  candidates = _candidates(20, 30)
+  batches = _joint(_dataset('t', 20), _dataset('s', 30), candidates, steps=20)
+  target = _all(batches, 'target_index')
+  source = _all(batches, 'source_index')
+  for i, j in zip(target, source, strict=True):
+    assert j in candidates.index[candidates.start[i] : candidates.stop[i]]
+
+
+@pytest.mark.parametrize('bad', [(), (3,)])
+def test_draws_are_uniform_over_the_good_candidates(bad):
+  batches = _joint(
+    _dataset('t', 2),
+    _dataset('s', 6, bad),
+    pipelines.Candidates(
+      index=np.arange(6, dtype=np.int32),
+      start=np.array([0, 2]),
+      stop=np.array([4, 6]),
+    ),
+    steps=120,
+  )
+  target = _all(batches, 'target_index')
+  source = _all(batches, 'source_index')
+  for i, among in ((0, (0, 1, 2, 3)), (1, (2, 3, 4, 5))):
+    drawn = source[target == i]
+    good = [j for j in among if j not in bad]
+    assert {*drawn} == {*good}
+    count = [(drawn == j).sum() for j in good]
+    assert stats.chisquare(count).pvalue > 0.01
+
+
+def test_source_only_draws_from_the_whole_source():
+  batches = _joint(None, _dataset('s', 10), None, steps=100)
+  count = np.bincount(_all(batches, 'source_index'), minlength=10)
+  assert stats.chisquare(count).pvalue > 0.01
+  assert batches[0]['target_image'].shape == (2, 0, 8, 8, 3)
+  assert batches[0]['target_label'].shape == (2, 0)
+
+
+def test_crops_are_windows_at_every_place_and_half_are_mirrored():
+  batches = _joint(_dataset('t', 5), None, None, steps=100)
+  image = np.concatenate([b['target_image'] for b in batches]).reshape(
+    -1, 8, 8, 3
+  )
+  image = image.astype(int)
+  step_y = np.diff(image[..., 1], axis=1)
+  step_x = np.diff(image[..., 0], axis=2)
+  assert (step_y == 1).all()
+  mirrored = step_x[:, 0, 0] == -1
+  assert (step_x == np.where(mirrored, -1, 1)[:, None, None]).all()
+  assert stats.binomtest(int(mirrored.sum()), len(mirrored)).pvalue > 0.01
+  places = {*zip(image[:, 0, 0, 1], image.min(axis=(1, 2))[:, 0], strict=True)}
+  assert places == {(y, x) for y in range(5) for x in range(5)}
+  plain = _joint(_dataset('t', 5), None, None, mirror=False)
+  assert all(
+    (np.diff(b['target_image'][..., 0].astype(int)) == 1).all() for b in plain
+  )
+
+
+def test_a_bad_target_image_stops_the_run_by_name():
+  with pytest.raises(preprocess.BadImage, match=r'^t:2: not a JPEG'):
+    _joint(_dataset('t', 5, bad=(2,)), None, None)
+
+
+def test_a_target_image_with_bad_candidates_only_stops_the_run():
+  source = _dataset('s', 30, bad=(3, 4, 5, 6))
+  with pytest.raises(preprocess.BadImage, match='t:3 met bad images only'):
+    _joint(_dataset('t', 5), source, _candidates(5, 30))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'source_batch': 4}, 'pair up'),
+    ({'target_batch': 0, 'source_batch': 0}, 'needs images'),
+    ({'start': np.zeros(4, np.int64)}, 'One list per target'),
+    ({'start': np.array([0, 4, 8, 12, 20])}, 'needs a candidate'),
+    ({'index': np.full(20, 30, np.int32)}, 'source positions'),
+  ],
+)
+def test_what_does_not_fit_is_refused_at_once(changes, message):
+  lists = vars(_candidates(5, 30))
+  lists |= {k: v for k, v in changes.items() if k in lists}
+  sizes = {k: v for k, v in changes.items() if k not in lists}
+  with pytest.raises(ValueError, match=message):
+    _joint(
+      _dataset('t', 5),
+      _dataset('s', 30),
+      pipelines.Candidates(**lists),
+      **sizes,
+    )

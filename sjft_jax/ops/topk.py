@@ -1,0 +1,49 @@
+"""The k smallest distances, and merging tables of them."""
+
+import jax
+import numpy as np
+
+
+def smallest(distance_qs, k: int):
+  """The k smallest distances of every row; ties to the lower index.
+
+  Args:
+    distance_qs: distances, float [q, s].
+    k: how many, at most s.
+
+  Returns:
+    (distance_qk ascending, index_qk int32).
+
+  Raises:
+    ValueError: if k is larger than s.
+  """
+  if k > distance_qs.shape[1]:
+    raise ValueError(f'At most {distance_qs.shape[1]} columns, {k=}.')
+  # top_k documents the lower index first among equals.
+  negated_qk, index_qk = jax.lax.top_k(-distance_qs, k)
+  return -negated_qk, index_qk
+
+
+def merge(distance_qk, index_qk, distance_qm, index_qm, k: int):
+  """The k smallest of two tables; ties to the lower index.
+
+  Args:
+    distance_qk: ascending distances, NumPy [q, any]; inf marks an empty place.
+    index_qk: their indices; equal distances stand in ascending order.
+    distance_qm: further distances in any order of distance, but with indices
+      ascending along the row and above those of equal distance in the first
+      table, as the blocks of an ordered stream have them.
+    index_qm: their indices.
+    k: width of the merged table, at most the two widths together.
+
+  Returns:
+    (distance_qk ascending, index_qk).
+  """
+  distance = np.concatenate([distance_qk, distance_qm], axis=1)
+  index = np.concatenate([index_qk, index_qm], axis=1)
+  # A stable sort keeps equal distances in order of index, as they came in.
+  order = np.argsort(distance, axis=1, kind='stable')[:, :k]
+  return (
+    np.take_along_axis(distance, order, axis=1),
+    np.take_along_axis(index, order, axis=1),
+  )

@@ -1,0 +1,524 @@
+"""The page of a run and of a comparison, read back as a browser would."""
+
+import base64
+import csv
+import dataclasses
+import html.parser
+import json
+import re
+
+import cv2
+import matplotlib
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sjft_jax import report
+from sjft_jax.data import datasets
+
+NASTY = '<script>alert("1")</script> & \'q\' $\\frac$ 漢字'
+VOID = {'img', 'link', 'meta'}
+
+
+class Page(html.parser.HTMLParser):
+  """The elements of a page; fails where tags do not nest."""
+
+  def __init__(self, path):
+    super().__init__()
+    self.elements, self.cells, self.open, self.texts = [], [], [], []
+    self.feed(path.read_text(encoding='utf-8'))
+    self.close()
+    assert not self.open
+
+  def handle_starttag(self, tag, attributes):
+    self.elements.append((tag, dict(attributes)))
+    if tag not in VOID:
+      self.open.append(tag)
+    if tag == 'tr':
+      self.cells.append([])
+    if tag in ('td', 'th'):
+      self.cells[-1].append('')
+
+  def handle_startendtag(self, tag, attributes):
+    self.elements.append((tag, dict(attributes)))
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.texts.append(data)
+    if {'td', 'th'} & set(self.open):
+      self.cells[-1][-1] += data
+
+  @property
+  def text(self):
+    return ' '.join(' '.join(self.texts).split())
+
+  def all(self, tag):
+    return [attributes for name, attributes in self.elements if name == tag]
+
+  def row(self, first):
+    """The cells of the row whose first cell says `first`."""
+    rows = [c[1:] for c in self.cells if c[0] == first]
+    assert len(rows) == 1, (first, rows)
+    return rows[0]
+
+
+def flat_png(value):
+  image = np.full((8, 8, 3), value, np.uint8)
+  return cv2.imencode('.png', image)[1].tobytes()
+
+
+def dataset(name, classes, labels, sources=(), ids=None):
+  """Image i is flat and its grey value is i; a pool has one class a source."""
+  labels = np.asarray(labels, np.int32)
+  ids = [f'{name}:{i:03d}' for i in range(len(labels))] if ids is None else ids
+  return datasets.Dataset(
+    name=name,
+    classes=tuple(classes),
+    ids=np.array(ids),
+    labels=labels,
+    sizes=np.zeros(len(labels), np.int64),
+    read=flat_png,
+    sources=sources,
+    source=np.minimum(labels, len(sources) - 1) if sources else None,
+  )
+
+
+@pytest.fixture(scope='module')
+def target():
+  return dataset('target', ('cat', 'dog'), [0, 0, 0, 1, 1, 1])
+
+
+@pytest.fixture(scope='module')
+def pool():
+  return dataset('pool', ('a:x', 'b:y'), [0] * 40 + [1] * 20, ('a', 'b'))
+
+
+def write_json(path, value):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(value), encoding='utf-8')
+
+
+def make_run(
+  workdir, target, pool, *, selection='neighbours', rounds=2, depth=45, k=3
+):
+  """Leaves what a run leaves; target i's neighbours are images i, i + 1, ..."""
+  n, random = len(target), np.random.default_rng(0)
+  write_json(
+    workdir / 'config.json',
+    {'settings': {'selection': selection, 'budget': {'initial': k}}},
+  )
+  write_json(
+    workdir / 'data.json',
+    {
+      'target': {'classes': target.classes, 'train': n, 'test': 9},
+      'source': {'images': {'a': 40, 'b': 20}},
+    },
+  )
+  write_json(workdir / 'selection' / 'certificate.json', {'seen': 60})
+  if selection == 'neighbours':
+    source = np.arange(n)[:, None] + np.arange(depth)[None]
+    table = {
+      'target_id': np.repeat(target.ids, depth),
+      'source_id': pool.ids[source.ravel()],
+      'rank': np.tile(np.arange(depth, dtype=np.int32), n),
+      'distance': np.tile(np.arange(depth) + 0.25, n),
+    }
+    pq.write_table(
+      pa.table(table), workdir / 'selection' / 'neighbours.parquet'
+    )
+  rows, metrics = [], []
+  for m in range(rounds):
+    directory = workdir / 'rounds' / str(m)
+    directory.mkdir(parents=True)
+    probability = random.dirichlet([1, 1], n).astype(np.float32)
+    np.savez(
+      directory / 'posteriors.npz',
+      train_id=target.ids,
+      train_label=target.labels,
+      train_probability=probability,
+    )
+    with open(directory / 'budget.csv', 'w', newline='') as file:
+      writer = csv.writer(file)
+      writer.writerow(['target_id', 'entropy', 'correct', 'k', 'next_k'])
+      writer.writerows([i, 0.5, 1, k, k + 2] for i in target.ids)
+    borrowed = {'a': 0, 'b': 0} if selection == 'none' else {'a': 7, 'b': 1 + m}
+    rows.append(
+      {
+        'round': m,
+        'mean_class_accuracy': 0.61234 + m / 10,
+        'accuracy': 0.51234,
+        'train_accuracy': 0.91234,
+        'mean_k': k + 0.25 + m,
+        'images_selected': borrowed,
+        'classes_selected': {name: min(1, borrowed[name]) for name in borrowed},
+      }
+    )
+    for step in range(1, 6):
+      metrics.append({'round': m, 'step': step, 'target_loss': 2 / step})
+  (workdir / 'metrics.jsonl').write_text(
+    ''.join(json.dumps(row) + '\n' for row in metrics)
+  )
+  results = {'rounds': rows, 'seconds': {'search': 1.5, 'train': 1234.5}}
+  if rounds:
+    results['mean_class_accuracy'] = rows[-1]['mean_class_accuracy']
+    results['fused'] = {'mean_class_accuracy': 0.77777}
+  write_json(workdir / 'results.json', results)
+  return workdir
+
+
+def arm(title, accuracy, reference, interval, borrowed):
+  difference = np.subtract(accuracy, reference).tolist()
+  return {
+    'title': title,
+    'mean_class_accuracy': accuracy,
+    'mean': np.mean(accuracy),
+    'std': np.std(accuracy, ddof=1),
+    'difference_to': 'plain',
+    'difference': difference,
+    'difference_mean': np.mean(difference),
+    'difference_interval': interval,
+    'fused': [0.8] * len(accuracy),
+    'images_selected': borrowed,
+  }
+
+
+def make_comparison():
+  """The value of a results.json whose arms are sorted by name."""
+  plain, other = [0.5, 0.6], [0.7, 0.7]
+  return {
+    'arms': {
+      'a-5': arm(NASTY, other, plain, [0.1, 0.2], {'a': 1234.4, 'b': 2}),
+      'a': arm('random', plain, plain, [-0.011, 0.01], {'a': 5, 'b': 3}),
+      'plain': arm('target only', plain, plain, [0, 0], {'a': 0, 'b': 0}),
+    },
+    'seconds': {'pretrain': 12.345, 'train': 1234},
+    'versions': {'jax': '9.9.9'},
+  }
+
+
+@pytest.fixture
+def comparison():
+  return make_comparison()
+
+
+@pytest.fixture(scope='module')
+def comparison_page(tmp_path_factory, target, pool):
+  workdir, comparison = tmp_path_factory.mktemp('comparison'), make_comparison()
+  write_json(workdir / 'results.json', comparison)
+  write_json(workdir / 'config.json', {'settings': {'seeds': 2}})
+  for name in comparison['arms']:
+    selection = 'none' if name == 'plain' else 'neighbours'
+    for seed in range(2):
+      directory = workdir / 'runs' / f'{name}-{seed}'
+      k = 8 if name == 'a-5' else 3
+      make_run(directory, target, pool, selection=selection, k=k)
+  example = workdir / 'runs' / 'a-5-0'
+  return Page(report.write_comparison(workdir, example, target, pool))
+
+
+@pytest.fixture(scope='module')
+def run_page(tmp_path_factory, target, pool):
+  workdir = make_run(tmp_path_factory.mktemp('run'), target, pool)
+  return Page(report.write_run(workdir, target, pool))
+
+
+@pytest.mark.parametrize('kind', ['run_page', 'comparison_page'])
+def test_page_stands_alone(kind, request):
+  page = request.getfixturevalue(kind)
+  for tag, attributes in page.elements:
+    for name in attributes.keys() & {'src', 'href'}:
+      assert attributes[name].startswith(('#', 'data:')), (tag, attributes)
+    for url in re.findall(r'url\((.)', str(attributes)):
+      assert url == '#'
+  assert not page.all('script')
+
+
+@pytest.mark.parametrize('kind', ['run_page', 'comparison_page'])
+def test_page_can_be_read_without_seeing_it(kind, request):
+  page = request.getfixturevalue(kind)
+  ids = [a['id'] for _, a in page.elements if 'id' in a]
+  assert len(ids) == len(set(ids))
+  for _, attributes in page.elements:
+    assert attributes.get('aria-labelledby', ids[0]) in ids
+    if attributes.get('href', '').startswith('#'):
+      assert attributes['href'][1:] in ids
+  assert page.all('img')
+  assert all(a['alt'] for a in page.all('img'))
+  assert all(a['role'] == 'img' and a['aria-label'] for a in page.all('svg'))
+  assert len(page.all('caption')) == len(page.all('table')) > 0
+  assert all(a.get('scope') for a in page.all('th'))
+  levels = [int(t[1]) for t, _ in page.elements if re.fullmatch(r'h\d', t)]
+  assert levels[0] == 1
+  assert levels.count(1) == 1
+  assert (np.diff(levels) <= 1).all()
+
+
+def test_run_shows_its_numbers(run_page):
+  assert run_page.row('0') == ['61.2', '51.2', '91.2', '3.25', '8']
+  assert run_page.row('1') == ['71.2', '51.2', '91.2', '4.25', '9']
+  assert run_page.row('a') == ['7', '40', '17.5', '1']
+  assert '77.8 % mean class accuracy, rounds fused' in _facts(run_page)
+  assert '71.2 % mean class accuracy after 2 rounds' in _facts(run_page)
+  assert run_page.row('train')[-1] == '1,234.5'
+  assert 'K, the neighbours a target image draws from' in run_page.text
+
+
+def _facts(page):
+  """'value label' of the headline numbers, which stand label first."""
+  text = page.text
+  return re.sub(r'(mean class [a-z0-9, ]*?) ([\d.]+ %)', r'\2 \1', text)
+
+
+def test_comparison_shows_its_numbers(comparison_page):
+  page = comparison_page
+  # The reference first, though the file sorts it last.
+  firsts = [cells[0] for cells in page.cells[1:4]]
+  assert firsts == ['target only', NASTY, 'random']
+  dash = '\N{EN DASH}'
+  fused = '80.0'
+  assert page.row('target only') == ['55.0 ± 7.1', fused, *[dash] * 4]
+  gain = ['+15.0 [+10.0, +20.0]', 'gain', '1,234', '2']
+  assert page.row(NASTY) == ['70.0 ± 0.0', fused, *gain]
+  none = ['+0.0 [\N{MINUS SIGN}1.1, +1.0]', 'no gain shown', '5', '3']
+  assert page.row('random') == ['55.0 ± 7.1', fused, *none]
+  assert f'{NASTY}: 70.0 % mean class accuracy over 2 seeds' in page.text
+  assert page.row('versions.jax') == ['9.9.9']
+
+
+def test_runs_of_an_arm_are_not_those_of_a_longer_name(comparison_page):
+  # Two seeds of each arm; a-5-0 and a-5-1 are not seeds of a.
+  labels = [a['aria-label'] for a in comparison_page.all('svg')]
+  k = next(label for label in labels if label.startswith('Mean K'))
+  assert 'random: 3.25, 4.25.' in k
+  assert f'{NASTY}: 8.25, 9.25.' in k
+
+
+def test_names_are_shown_as_text(tmp_path):
+  target = dataset('target', (NASTY, 'dog'), [0, 1], ids=[NASTY, 'target:"/>'])
+  pool = dataset('pool', (f'a:{NASTY}',), [0] * 60, ('a',))
+  make_run(tmp_path, target, pool)
+  (tmp_path / 'bad_images.csv').write_text('id,reason\n<b>.png,"&"\n')
+  page = Page(report.write_run(tmp_path, target, pool))
+  assert not page.all('script')
+  assert not [a for _, a in page.elements if 'onerror' in a]
+  assert page.text.count(NASTY) > 10
+  assert 'target:"/>' in page.text
+  assert page.row('<b>.png') == ['&']
+  assert f'Target image of class {NASTY}' in [a['alt'] for a in page.all('img')]
+
+
+@pytest.mark.parametrize(
+  ('depth', 'ranks'),
+  [(50, [1, 10, 20, 30, 40]), (25, [1, 10, 20, 25]), (3, [1, 3]), (1, [1])],
+)
+def test_gallery_shows_the_neighbours_of_these_ranks(
+  tmp_path, target, pool, depth, ranks
+):
+  make_run(tmp_path, target, pool, depth=depth)
+  page = Page(report.write_run(tmp_path, target, pool))
+  images = [a for a in page.all('img') if 'neighbour' in a['alt']]
+  shown = [re.match(r'\d+', a['alt'])[0] for a in images]
+  assert list(map(int, shown)) == ranks * len(target)
+  # One of each class first; target i's neighbour of rank r is image i + r - 1.
+  expected = [i + r - 1 for i in (0, 3, 1, 4, 2, 5) for r in ranks]
+  assert [_grey(a['src']) for a in images] == expected
+  assert f'{ranks[-1] - 0.75:#.3g} nats' in page.text
+
+
+def _grey(uri):
+  data = base64.b64decode(uri.removeprefix('data:image/png;base64,'))
+  image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+  assert image.shape == (160, 160, 3)
+  assert (image == image[0, 0]).all()
+  return int(image[0, 0, 0])
+
+
+def test_many_classes_are_sampled_evenly(tmp_path, pool):
+  labels = np.repeat(np.arange(15), 2)
+  target = dataset('target', [f'c{i:02d}' for i in range(15)], labels)
+  make_run(tmp_path, target, pool, depth=1, rounds=0)
+  page = Page(report.write_run(tmp_path, target, pool))
+  shown = [a['alt'][-3:] for a in page.all('img') if 'Target' in a['alt']]
+  assert shown == [f'c{i:02d}' for i in range(0, 15, 2)]
+
+
+def test_only_the_first_k_neighbours_count_as_borrowed(tmp_path, target):
+  # Targets 0..5 with K = 3 reach images 0..7: x holds 0..3, y holds 4..59.
+  pool = dataset('pool', ('a:x', 'b:y'), [0] * 4 + [1] * 56, ('a', 'b'))
+  make_run(tmp_path, target, pool, rounds=0)
+  page = Page(report.write_run(tmp_path, target, pool))
+  assert page.row('x')[-1] == '4 of 4'
+  assert page.row('y')[-1] == '4 of 56'
+  # cat: 012 123 234; dog: 345 456 567.
+  assert page.row('cat')[:2] == ['x (a)\xa089 %', 'y (b)\xa011 %']
+  assert page.row('dog')[:2] == ['y (b)\xa089 %', 'x (a)\xa011 %']
+  assert page.row('a') == ['4', '40', '10.0', '1']
+
+
+@pytest.mark.parametrize(
+  ('selection', 'order'),
+  # By next K, then wrong before right, then entropy; without K the last two.
+  [('neighbours', [5, 2, 1, 0, 4, 3]), ('none', [2, 1, 0, 5, 4, 3])],
+)
+def test_hardest_images_come_first(tmp_path, target, pool, selection, order):
+  make_run(tmp_path, target, pool, selection=selection, rounds=1)
+  right = np.array([0.49, 0.48, 0.47, 0.9, 0.8, 0.7], np.float32)
+  probability = np.stack([right, 1 - right], axis=1)
+  probability[3:] = probability[3:, ::-1]
+  # Of the wrong ones, 2 is now the least sure.
+  probability[[0, 2], :] = probability[[2, 0], :]
+  directory = tmp_path / 'rounds' / '0'
+  np.savez(
+    directory / 'posteriors.npz',
+    train_id=target.ids,
+    train_label=target.labels,
+    train_probability=probability,
+  )
+  with open(directory / 'budget.csv', 'w', newline='') as file:
+    csv.writer(file).writerows(
+      [
+        ['target_id', 'k', 'next_k'],
+        *([name, 1, 9 if i == 5 else 4] for i, name in enumerate(target.ids)),
+      ]
+    )
+  page = Page(report.write_run(tmp_path, target, pool))
+  hardest = page.text[page.text.index('The hardest target images') :]
+  assert re.findall(r'target:(\d+)', hardest) == [f'{i:03d}' for i in order]
+  assert '3 of the 6 training images are classified wrongly' in hardest
+  assert 'taken for dog' in hardest
+  assert ('K 9' in hardest) == (selection == 'neighbours')
+
+
+@pytest.mark.parametrize(
+  ('settings', 'there'),
+  [
+    ({}, {'rounds', 'borrowed', 'gallery', 'hardest', 'about'}),
+    ({'rounds': 1}, {'rounds', 'borrowed', 'gallery', 'hardest', 'about'}),
+    ({'rounds': 0}, {'borrowed', 'gallery', 'about'}),
+    ({'selection': 'none'}, {'rounds', 'hardest', 'about'}),
+    ({'selection': 'random'}, {'rounds', 'borrowed', 'hardest', 'about'}),
+    ({'selection': 'none', 'rounds': 0}, {'about'}),
+  ],
+)
+def test_what_a_run_did_not_leave_is_left_out(
+  tmp_path, target, pool, settings, there
+):
+  make_run(tmp_path, target, pool, **settings)
+  source = None if settings.get('selection') == 'none' else pool
+  page = Page(report.write_run(tmp_path, target, source))
+  sections = {a['aria-labelledby'] for a in page.all('section')}
+  links = {a['href'][1:] for a in page.all('a')}
+  assert sections == links == there
+  assert 'nan' not in page.text.lower()
+
+
+def test_an_empty_directory_makes_a_page(tmp_path, target):
+  assert Page(report.write_run(tmp_path, target, None)).all('h1')
+
+
+def test_same_files_same_bytes(tmp_path, target, pool):
+  make_run(tmp_path, target, pool)
+  first = report.write_run(tmp_path, target, pool).read_bytes()
+  with matplotlib.rc_context({'xtick.direction': 'in', 'svg.fonttype': 'path'}):
+    second = report.write_run(tmp_path, target, pool).read_bytes()
+  assert first == second
+  assert [p.name for p in (tmp_path / 'report').iterdir()] == ['index.html']
+
+
+def test_resumed_metrics_draw_the_same_curve(tmp_path, target, pool):
+  make_run(tmp_path, target, pool)
+  metrics = tmp_path / 'metrics.jsonl'
+  first = report.write_run(tmp_path, target, pool).read_bytes()
+  lines = metrics.read_text().splitlines(keepends=True)
+  # Killed in the middle of a line, resumed three steps earlier.
+  killed = [*lines[:7], lines[7][:9] + '\n', *lines[4:]]
+  metrics.write_text(''.join(killed))
+  assert report.write_run(tmp_path, target, pool).read_bytes() == first
+  # Steps may go on from round to round, or begin again.
+  rows = map(json.loads, lines)
+  rows = [row | {'step': row['step'] + 5 * row['round']} for row in rows]
+  metrics.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  assert report.write_run(tmp_path, target, pool).read_bytes() == first
+  metrics.write_text(''.join(lines[:-1]))
+  assert report.write_run(tmp_path, target, pool).read_bytes() != first
+
+
+def test_an_image_that_cannot_be_read_any_more_is_said_so(
+  tmp_path, target, pool
+):
+  make_run(tmp_path, target, pool, rounds=0, depth=1)
+  lost = dataclasses.replace(pool, read=lambda index: b'')
+  page = Page(report.write_run(tmp_path, target, lost))
+  assert page.text.count('not readable') == len(target)
+  assert len(page.all('img')) == len(target)
+
+
+def test_images_of_another_data_set_are_refused(tmp_path, target, pool):
+  make_run(tmp_path, target, pool)
+  other = dataset('pool', ('a:x',), [0] * 10, ('a',))
+  with pytest.raises(ValueError, match=r'not among the 10 ids of pool'):
+    report.write_run(tmp_path, target, other)
+
+
+def test_summary_table_of_a_comparison(comparison):
+  comparison['arms']['a-5']['title'] = 'selective'
+  assert report.summary_table(comparison).splitlines() == [
+    '              Mean class                         Points against',
+    'Arm          accuracy, %  Rounds fused, %           target only'
+    '        Verdict',
+    '-' * 78,
+    'target only  55.0 +- 7.1             80.0                     -'
+    '              -',
+    'selective    70.0 +- 0.0             80.0  +15.0 [+10.0, +20.0]'
+    '           gain',
+    'random       55.0 +- 7.1             80.0     +0.0 [-1.1, +1.0]'
+    '  no gain shown',
+    '',
+    'Arm          Images of a  Images of b',
+    '-' * 37,
+    'target only            -            -',
+    'selective          1,234            2',
+    'random                 5            3',
+    '',
+    'Seconds: pretrain 12.3, train 1,234.0',
+  ]
+
+
+def test_summary_table_is_one_where_it_fits(comparison):
+  comparison['arms']['a-5']['title'] = 'selective'
+  for summary in comparison['arms'].values():
+    summary['fused'] = summary['mean_class_accuracy']
+  lines = report.summary_table(comparison).splitlines()
+  assert len(lines) == 2 + 1 + 3 + 2
+  assert max(map(len, lines)) <= 100
+  assert lines[4].split()[-3:] == ['gain', '1,234', '2']
+
+
+def test_summary_table_of_a_run(tmp_path, target, pool):
+  make_run(tmp_path, target, pool)
+  results = json.loads((tmp_path / 'results.json').read_text())
+  *_, last, _, seconds = report.summary_table(results).splitlines()
+  assert last.split() == ['1', '71.2', '51.2', '91.2', '4.25', '9']
+  assert seconds == 'Seconds: search 1.5, train 1,234.5'
+
+
+@pytest.mark.parametrize(
+  ('interval', 'verdict'),
+  [
+    ([0.001, 0.2], 'gain'),
+    ([0.0, 0.2], 'no gain shown'),
+    ([-0.2, 0.2], 'no gain shown'),
+    ([-0.2, -0.001], 'loss'),
+    ([None, None], 'one seed'),
+    ([np.nan, np.nan], 'one seed'),
+    (None, 'one seed'),
+  ],
+)
+def test_a_gain_is_claimed_only_above_zero(comparison, interval, verdict):
+  comparison['arms']['a']['difference_interval'] = interval
+  line = report.summary_table(comparison).splitlines()
+  row = next(text for text in line if text.startswith('random'))
+  assert f'  {verdict}' in row

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 
 
 @contextlib.contextmanager
@@ -24,10 +25,24 @@ def replacing(path, mode: str = 'wb'):
     raise
 
 
+@contextlib.contextmanager
+def building(directory):
+  """A path beside `directory` that takes its name when the block succeeds."""
+  directory = pathlib.Path(directory)
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  beside = directory.with_name(f'.{directory.name}.{os.getpid()}.part')
+  try:
+    yield beside
+    os.replace(beside, directory)
+  except BaseException:
+    shutil.rmtree(beside, ignore_errors=True)
+    raise
+
+
 def write_json(path, value):
-  """Writes `value` as JSON: sorted keys, two spaces, a last newline."""
+  """Writes `value` as JSON: keys in their order, two spaces, a last newline."""
   with replacing(path, 'w') as file:
-    json.dump(value, file, indent=2, sort_keys=True, ensure_ascii=False)
+    json.dump(value, file, indent=2, ensure_ascii=False)
     file.write('\n')
 
 

@@ -1,0 +1,100 @@
+"""Every setting and its default: the paper's values at full size.
+
+  python -m sjft_jax.main --config=configs/default.py --workdir=DIR \
+      --config.target.train=DIR --config.target.test=DIR \
+      --config.source.main.dir=DIR --config.model.weights=FILE
+
+Smaller problems start from configs/folders.py.
+"""
+
+from ml_collections import ConfigDict
+
+
+def source(**fields):
+  """One source data set: its own classes, its own folder."""
+  return ConfigDict(
+    dict(kind='folder', name='', dir='', split='train') | fields
+  )
+
+
+def get_config():
+  c = ConfigDict()
+  c.seed = 0
+  c.threads = 0  # decoding threads; 0 = one per core
+  c.max_bad_fraction = 0.01  # more unreadable images than this end the run
+
+  # What is learnt, and from what. kind: folder, packaged or tfds.
+  c.target = ConfigDict()
+  c.target.kind = 'folder'
+  c.target.name = ''  # of a packaged or TFDS data set
+  c.target.dir = ''  # TFDS data_dir
+  c.target.train = ''  # folder: DIR/class/image; TFDS: split
+  c.target.test = ''  # '' = what a draw of per_class leaves
+  c.target.per_class = 0  # training images drawn of each class; 0 = all
+  c.source = ConfigDict(dict(main=source()))
+
+  # Low-level descriptors.
+  c.describe = ConfigDict()
+  c.describe.bank = 'gabor'  # gabor or conv
+  c.describe.resize = 256  # pixels
+  c.describe.crop = 224  # pixels
+  c.describe.bins = 32  # per channel; the release: 32 Gabor, 100 AlexNet
+  c.describe.batch = 32  # images
+  c.describe.weights = ''  # conv: file of the frozen network
+  c.describe.layers = ('conv1',)  # conv
+  c.describe.activation = 'after'  # conv: before or after the nonlinearity
+
+  # Selection: K images of the source for every target image.
+  c.selection = 'neighbours'  # neighbours, random (as many), all or none
+  c.budget = ConfigDict()
+  c.budget.initial = 100  # K0
+  c.budget.maximum = 1000  # cap on K, and the depth of the search
+  c.hardness = ConfigDict()
+  c.hardness.add_wrong = 4.0  # s0, in units of K0
+  c.hardness.add_unsure = 2.0  # s1, in units of K0
+  c.hardness.min_entropy = 0.1  # d, nats
+
+  # The network.
+  c.model = ConfigDict()
+  c.model.trunk = 'resnet152'
+  c.model.width = 1.0  # 0.5 = half the kernels per layer
+  c.model.stem = 'imagenet'  # imagenet (7x7/2, pool) or small (3x3)
+  c.model.momentum = 0.999  # of batch norm's running averages
+  c.model.dtype = 'float32'  # of the arithmetic: float32 or bfloat16
+  c.model.weights = ''  # pretrained trunk, safetensors; '' = none
+
+  # Pretraining on the whole source, before the first round.
+  c.pretrain = ConfigDict()
+  c.pretrain.seed = 0
+  c.pretrain.steps = 0  # updates; 0 = no pretraining
+  c.pretrain.batch = 64  # source images per update
+  c.pretrain.learning_rate = 0.05
+  c.pretrain.warmup = 20  # updates; then a cosine to zero
+
+  # Training of one round.
+  c.rounds = 5  # 0 = selection alone
+  c.fusion = True  # also average the rounds' class probabilities
+  c.train = ConfigDict()
+  c.train.steps = 4000  # updates per round
+  c.train.micro_batches = 10  # per update
+  c.train.target_batch = 10  # images per micro-batch
+  c.train.source_batch = 10  # images per micro-batch
+  c.train.resize = 256  # pixels
+  c.train.crop = 224  # pixels
+  c.train.mirror = True
+  c.train.target_weight = 1.0  # of its cross-entropy
+  c.train.source_weight = 1.0
+  c.train.checkpoint_every = 500  # updates
+  c.optim = ConfigDict()
+  c.optim.learning_rate = 0.01
+  c.optim.boundaries = (2400,)  # updates of the round at which it drops
+  c.optim.factor = 0.1
+  c.optim.momentum = 0.9
+  c.optim.weight_decay = 1e-4
+  c.evaluate = ConfigDict()
+  c.evaluate.batch = 64  # images
+
+  # A comparison: every arm with every seed. No arms = one run.
+  c.arms = ConfigDict()  # name -> {title: '', set: {setting: value}}
+  c.seeds = 0  # seeds 0..n-1 of the draws and of training
+  return c

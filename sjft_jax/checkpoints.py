@@ -1,0 +1,88 @@
+"""Checkpoints of a training state and of what goes with it."""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+  """The last checkpoints in a directory; a context manager.
+
+  Saving goes on in the background and leaves a checkpoint that is whole or
+  absent. Leaving the context waits for it.
+
+  Args:
+    directory: made if needed.
+    keep: how many of the last checkpoints stay.
+  """
+
+  def __init__(self, directory: str | pathlib.Path, *, keep: int = 1):
+    self._manager = ocp.CheckpointManager(
+      pathlib.Path(directory).absolute(),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=True,
+      ),
+      item_names=('state', 'meta'),
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self._manager.close()
+
+  @property
+  def step(self) -> int | None:
+    """The step of the latest checkpoint, or None."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: Any, meta: dict) -> None:
+    """Saves in the background; the state may be donated at once.
+
+    Args:
+      step: updates done, more than at the last checkpoint.
+      state: pytree of arrays.
+      meta: what else to keep, as JSON.
+
+    Raises:
+      ValueError: if there is a checkpoint of this step or of a later one.
+    """
+    # Orbax would return False and save nothing.
+    if self.step is not None and step <= self.step:
+      raise ValueError(f'Steps grow: {step=} after {self.step=}.')
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+      ),
+    )
+
+  def restore(self, state: Any) -> tuple[Any, dict]:
+    """Reads the latest checkpoint.
+
+    Args:
+      state: what was saved, or `ShapeDtypeStruct`s, with the shapes, dtypes
+        and shardings to restore to; its values do not matter.
+
+    Returns:
+      (state, meta) of the latest checkpoint.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    if self.step is None:
+      raise ValueError(f'No checkpoint in {self._manager.directory}.')
+    restored = self._manager.restore(
+      self.step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(
+          jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        ),
+        meta=ocp.args.JsonRestore(),
+      ),
+    )
+    return restored.state, restored.meta

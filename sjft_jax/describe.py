@@ -1,0 +1,286 @@
+"""Images -> filter responses -> histograms, as a stream of blocks.
+
+The edges of the histograms come from the target set alone; the same describer
+then describes target and source.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from sjft_jax import files, progress
+from sjft_jax import mesh as meshes
+from sjft_jax.data import pipelines
+from sjft_jax.errors import UserError
+from sjft_jax.models import conv_bank
+from sjft_jax.ops import divergence, gabor, histograms, quantiles
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Bank:
+  """A frozen filter bank, with the images it wants.
+
+  responses: uint8 RGB [n, crop, crop, 3] -> a list with one float32
+    [n, h, w, c] per layer; pure and jit-able.
+  resize: side in pixels to which images are resized, aspect not kept.
+  crop: side in pixels of the centre that is kept.
+  """
+
+  responses: Callable
+  resize: int
+  crop: int
+
+  @functools.cached_property
+  def shapes(self):
+    """(h, w, c) of every layer."""
+    image = jax.ShapeDtypeStruct((1, self.crop, self.crop, 3), np.uint8)
+    return [r.shape[1:] for r in jax.eval_shape(self.responses, image)]
+
+  @property
+  def layer_c(self):
+    """The layer of every channel, int32 [c]."""
+    return np.concatenate(
+      [np.full(s[-1], i, np.int32) for i, s in enumerate(self.shapes)]
+    )
+
+
+def _gabor(c):
+  return gabor.make_responses(c.crop)[0]
+
+
+def _conv(c):
+  return conv_bank.load(c.weights, tuple(c.layers), c.activation)[0]
+
+
+BANKS = {'gabor': _gabor, 'conv': _conv}
+
+
+def load_bank(c) -> Bank:
+  """The bank that the `describe` settings name.
+
+  Raises:
+    UserError: if there is no such bank, or its settings do not fit.
+  """
+  if c.bank not in BANKS:
+    raise UserError(
+      f'describe.bank is one of {", ".join(BANKS)}, not {c.bank!r}.'
+    )
+  if not 0 < c.crop <= c.resize:
+    raise UserError(
+      f'describe.crop must be 1..describe.resize ({c.resize}), not {c.crop}.'
+    )
+  return Bank(responses=BANKS[c.bank](c), resize=c.resize, crop=c.crop)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+  """Described images of one stretch of a data set.
+
+  index_n: their positions, int64 [n], ascending.
+  counts_nd: pixels in each bin, int32 [n, d], d = channels x bins.
+  stop: every position below it has been seen.
+  bad: (position, reason) of the images that could not be decoded.
+  """
+
+  index_n: np.ndarray
+  counts_nd: np.ndarray
+  stop: int
+  bad: list
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Describer:
+  """A bank and the edges of its histograms.
+
+  edges_cb: float32 [c, bins - 1], ascending.
+  lower_c, upper_c: smallest and largest response in the target set.
+  batch: images described at a time; threads: decoding threads.
+  """
+
+  bank: Bank
+  edges_cb: np.ndarray
+  lower_c: np.ndarray
+  upper_c: np.ndarray
+  mesh: jax.sharding.Mesh
+  batch: int
+  threads: int
+
+  @property
+  def bins(self):
+    """Bins per channel."""
+    return self.edges_cb.shape[1] + 1
+
+  @functools.cached_property
+  def pixels_d(self):
+    """Pixels in the map of each bin's channel, float64 [d]."""
+    pixels = [np.full(c, h * w, np.float64) for h, w, c in self.bank.shapes]
+    return np.repeat(np.concatenate(pixels), self.bins)
+
+  @functools.cached_property
+  def weight_d(self):
+    """1 / (filters of the layer) for each bin, float64 [d]. Source: eq. 2."""
+    filters = [np.full(c, c, np.float64) for _, _, c in self.bank.shapes]
+    return np.repeat(1 / np.concatenate(filters), self.bins)
+
+  def fractions(self, counts_nd):
+    """Histograms of counts: each channel's bins sum to 1, float64 [n, d]."""
+    return counts_nd / self.pixels_d[None]
+
+  def logs(self, counts_nd):
+    """log(p + e) of counts, float64 [n, d]."""
+    return np.log(self.fractions(counts_nd) + divergence.EPSILON)
+
+  def log_error(self):
+    """Largest error of float32 log(p + e) on the devices, nats.
+
+    Measured over every count that can occur, and doubled, since a fused
+    kernel may round once more than this one.
+    """
+    error = 0.0
+    for pixels in np.unique(self.pixels_d):
+      count = np.arange(pixels + 1)
+      fraction = jnp.asarray(count, jnp.float32) / jnp.float32(pixels)
+      log = jax.jit(jnp.log)(fraction + divergence.EPSILON)
+      exact = np.log(count / pixels + divergence.EPSILON)
+      error = max(error, np.abs(meshes.fetch(log) - exact).max())
+    return 2 * error
+
+  @functools.cached_property
+  def _counts(self):
+    """uint8 images [n, h, w, 3] -> int32 [n, d], split over the devices."""
+    layer_c = self.bank.layer_c
+    edges = [self.edges_cb[layer_c == i] for i in range(layer_c.max() + 1)]
+
+    def counts(image_nhwc):
+      layers = self.bank.responses(image_nhwc)
+      return jnp.concatenate(
+        [
+          histograms.histogram(r, e).reshape(len(image_nhwc), -1)
+          for r, e in zip(layers, edges, strict=True)
+        ],
+        axis=1,
+      )
+
+    split = PartitionSpec(meshes.AXIS)
+    # Per-shard code: nothing of an image ever leaves its device.
+    return jax.jit(
+      jax.shard_map(counts, mesh=self.mesh, in_specs=split, out_specs=split)
+    )
+
+  def blocks(self, dataset, *, rows=1024, start=0):
+    """Describes a data set in order.
+
+    Args:
+      dataset: what to describe.
+      rows: images per block, at most; a block is cut at whole batches.
+      start: the position to begin at.
+
+    Yields:
+      `Block`s; a last, shorter one.
+    """
+    pending = []
+    for part in _sweep(dataset, self, start=start):
+      pending.append((part, self._counts(meshes.shard(part.image, self.mesh))))
+      if sum(len(p.index) for p, _ in pending) + len(part.index) > rows:
+        yield _block(pending)
+        pending = []
+    if pending:
+      yield _block(pending)
+
+  def save(self, path):
+    """Writes edges.npz."""
+    with files.replacing(path) as file:
+      np.savez(
+        file,
+        edges=self.edges_cb,
+        lower=self.lower_c,
+        upper=self.upper_c,
+        layer=self.bank.layer_c,
+      )
+
+
+def _sweep(dataset, owner, start=0):
+  return pipelines.sweep(
+    dataset,
+    resize=owner.bank.resize,
+    crop=owner.bank.crop,
+    batch=owner.batch,
+    threads=owner.threads,
+    start=start,
+  )
+
+
+def _block(pending) -> Block:
+  index = np.concatenate([part.index for part, _ in pending])
+  valid = np.concatenate([part.valid for part, _ in pending])
+  counts = np.concatenate([meshes.fetch(counts) for _, counts in pending])
+  return Block(
+    index_n=index[valid],
+    counts_nd=counts[valid],
+    stop=int(index.max()) + 1,
+    bad=[entry for part, _ in pending for entry in part.bad],
+  )
+
+
+def fit(bank, target, *, bins, mesh, batch, threads) -> Describer:
+  """A describer whose bins hold equal mass over the target set's pixels.
+
+  Args:
+    bank: the filter bank.
+    target: data set of the target training images.
+    bins: bins per channel.
+    mesh: devices to work on.
+    batch: images at a time, rounded up to a multiple of the device count.
+    threads: decoding threads, 0 for one per core.
+
+  Returns:
+    The describer. Its edges are exact quantiles, whatever the size of the
+    set: order statistics found by counting, not a sketch.
+  """
+  batch = meshes.round_up(batch, mesh)
+  blank = np.zeros(0, np.float32)
+  describer = Describer(
+    bank=bank,
+    edges_cb=blank,
+    lower_c=blank,
+    upper_c=blank,
+    mesh=mesh,
+    batch=batch,
+    threads=threads,
+  )
+  split = PartitionSpec(meshes.AXIS)
+  responses = jax.jit(
+    jax.shard_map(bank.responses, mesh=mesh, in_specs=split, out_specs=split)
+  )
+
+  bar = progress.bar(len(quantiles.LEVELS) * len(target), 'quantile edges')
+
+  def blocks():
+    for part in _sweep(target, describer):
+      yield responses(meshes.shard(part.image, mesh)), part.valid
+      bar.update(int((part.index >= 0).sum()))
+
+  with bar:
+    edges_cb, lower_c, upper_c = quantiles.streaming_edges(blocks, bins)
+  return dataclasses.replace(
+    describer, edges_cb=edges_cb, lower_c=lower_c, upper_c=upper_c
+  )
+
+
+def load(path, bank, *, mesh, batch, threads) -> Describer:
+  """The describer whose edges `save` wrote."""
+  with np.load(path, allow_pickle=False) as stored:
+    return Describer(
+      bank=bank,
+      edges_cb=stored['edges'],
+      lower_c=stored['lower'],
+      upper_c=stored['upper'],
+      mesh=mesh,
+      batch=meshes.round_up(batch, mesh),
+      threads=threads,
+    )

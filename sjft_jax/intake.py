@@ -1,0 +1,107 @@
+"""Opens the data sets of a run, and finds their unreadable images."""
+
+import pathlib
+
+import numpy as np
+
+from sjft_jax import files, progress
+from sjft_jax.data import bad_images, datasets, pipelines
+from sjft_jax.errors import UserError
+
+
+def load(c, workdir):
+  """The target without its unreadable images, and the whole source pool.
+
+  Args:
+    c: every setting; `target`, `source`, `seed`, `threads` and
+      `max_bad_fraction` are read.
+    workdir: directory of the run; data.json is written there, and
+      bad_images.csv.
+
+  Returns:
+    (train, test, pool) data sets; pool is None where no source is wanted.
+
+  Raises:
+    UserError: if a set cannot be opened, is not the one this run began with,
+      or has too many unreadable images.
+  """
+  train, test = datasets.open_target(c.target, c.seed)
+  pool = None
+  if c.selection != 'none' or c.pretrain.steps:
+    pool = datasets.open_pool(c.source)
+  _remember(workdir, train, test, pool)
+  bad = {}
+  with progress.bar(len(train) + len(test), 'check target') as bar:
+    for dataset in (train, test):
+      bad |= find_bad(dataset, c.threads, bar)
+  report_bad(c, workdir, bad, len(train) + len(test))
+  return _without(train, bad), _without(test, bad), pool
+
+
+def find_bad(dataset, threads, bar):
+  """{id: reason} of the images that cannot be decoded; moves the bar on."""
+  bad = {}
+  for index, reason in pipelines.find_bad(dataset, threads):
+    bar.update()
+    if reason is not None:
+      bad[str(dataset.ids[index])] = reason
+  return bad
+
+
+def report_bad(c, workdir, bad, total):
+  """Lists unreadable images in bad_images.csv.
+
+  Args:
+    c: every setting; `max_bad_fraction` is read.
+    workdir: directory of the run.
+    bad: {id: reason}.
+    total: images in the set they belong to.
+
+  Raises:
+    UserError: if they are more than `max_bad_fraction` of it.
+  """
+  bad_images.record(
+    pathlib.Path(workdir) / 'bad_images.csv',
+    bad.items(),
+    total=total,
+    max_fraction=c.max_bad_fraction,
+  )
+
+
+def _without(dataset, bad):
+  return dataset.subset(np.flatnonzero(~np.isin(dataset.ids, list(bad))))
+
+
+def _remember(workdir, train, test, pool):
+  """Writes data.json; a data set that changed under a run is refused."""
+  path = pathlib.Path(workdir) / 'data.json'
+  value = {
+    'target': {
+      'classes': list(train.classes),
+      'train': len(train),
+      'test': len(test),
+      'digest': train.digest + test.digest,
+    }
+  }
+  if pool is not None:
+    counts = np.bincount(pool.source, minlength=len(pool.sources))
+    value['source'] = {
+      'classes': list(pool.classes),
+      'images': dict(zip(pool.sources, counts.tolist(), strict=True)),
+      'digest': pool.digest,
+    }
+  if path.exists():
+    old = files.read_json(path)
+    changed = [
+      name
+      for name in old.keys() | value.keys()
+      if old.get(name) != value.get(name)
+    ]
+    if changed:
+      raise UserError(
+        f'The images of {" and ".join(sorted(changed))} are not the ones '
+        f'that the run in {workdir} began with. Restore them, or choose '
+        'another --workdir.'
+      )
+  else:
+    files.write_json(path, value)

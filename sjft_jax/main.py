@@ -1,0 +1,112 @@
+"""The one command: python -m sjft_jax.main --config=FILE --workdir=DIR.
+
+The same command again goes on where it was stopped. Settings of the config
+are changed by flags: --config.group.field=value.
+"""
+
+import errno
+import os
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from sjft_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'The settings: a file of configs/.', lock_config=True
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run leaves itself.')
+
+# What the machine, not the program, has too little of.
+_MACHINE = {
+  errno.ENOSPC: 'free some space',
+  errno.EDQUOT: 'free some space',
+  errno.EROFS: 'choose another --workdir',
+  errno.EACCES: 'choose a --workdir you may write to',
+}
+
+
+def guarded(work, *args) -> int:
+  """Runs `work`; what the user can put right is one line and exit code 2."""
+  try:
+    work(*args)
+  except UserError as error:
+    return _say(error)
+  except KeyboardInterrupt:
+    print('\nInterrupted; the same command goes on from here.', file=sys.stderr)
+    return 130
+  except Exception as error:
+    mend = _machine_mend(error)
+    if mend is None:
+      raise
+    return _say(mend)
+  return 0
+
+
+def _say(message) -> int:
+  print(f'sjft_jax: {" ".join(str(message).split())}', file=sys.stderr)
+  return 2
+
+
+def _machine_mend(error):
+  """The line for a fault of the machine, or None: a fault of the program."""
+  while error is not None:
+    code = getattr(error, 'errno', None)
+    # TensorStore reports a full disk in words alone.
+    if code is None and 'No space left on device' in str(error):
+      code = errno.ENOSPC
+    if code in _MACHINE:
+      return (
+        f'{error}: {_MACHINE[code]}, then give the same command again; it '
+        'goes on from the last checkpoint.'
+      )
+    error = error.__cause__ or error.__context__
+  return None
+
+
+def parse(argv):
+  """Reads the flags: (config, workdir).
+
+  Raises:
+    UserError: for an unknown flag or setting, or one of the wrong type.
+  """
+  listed = 'Settings and their types are listed in configs/default.py.'
+  try:
+    rest = flags.FLAGS(argv)[1:]
+    if rest:
+      raise UserError(f'Only flags are understood, not {" ".join(rest)!r}.')
+    for flag in (_CONFIG, _WORKDIR):
+      if flag.value is None:
+        raise UserError(
+          f'--{flag.name} is needed: python -m sjft_jax.main '
+          '--config=configs/folders.py --workdir=runs/mine'
+        )
+  except (AttributeError, KeyError) as error:
+    # ml_collections passes the repr of its own message on.
+    reason = str(error.args[0]).replace("\\'", "'").replace('\\n', '. ')
+    raise UserError(f'No such setting: {reason} {listed}') from error
+  except (flags.Error, TypeError, ValueError) as error:
+    raise UserError(f'{error}. {listed}') from error
+  except ModuleNotFoundError as error:
+    raise UserError(
+      f'{error}. The configs are read from the folder that holds them: go to '
+      'the root of the project and give the command there.'
+    ) from error
+  file = config_flags.get_config_filename(flags.FLAGS['config'])
+  if not os.path.isfile(file):
+    raise UserError(f'--config must name a Python file; there is no {file}.')
+  return _CONFIG.value, _WORKDIR.value
+
+
+def _work(argv):
+  c, workdir = parse(argv)
+  # The devices are first asked for here, after every check that needs none.
+  from sjft_jax import mesh, sweep
+
+  sweep.run(c, workdir, mesh.make())
+
+
+if __name__ == '__main__':
+  app.define_help_flags()
+  sys.exit(guarded(_work, sys.argv))

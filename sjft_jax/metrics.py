@@ -1,0 +1,82 @@
+"""Numbers of training: JSON lines for programs, TensorBoard for people."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import tensorboardX
+
+from sjft_jax import files
+
+
+class Writer:
+  """Appends the numbers of one round; a context manager, called to write.
+
+  Lines of `metrics.jsonl` are {"round": m, "step": n, name: number, ...}. Each
+  round is a run of its own in `tensorboard/`, so that rounds can be compared.
+  Only process 0 writes.
+
+  Args:
+    workdir: of the run.
+    round_index: the round, -1 for pretraining.
+    step: updates of the round that are done. What an interrupted run wrote
+      beyond them is removed.
+  """
+
+  def __init__(
+    self, workdir: str | pathlib.Path, round_index: int, step: int = 0
+  ):
+    self._round = round_index
+    self._lines = self._board = None
+    if jax.process_index() == 0:
+      workdir = pathlib.Path(workdir)
+      path = workdir / 'metrics.jsonl'
+      _keep_until(path, (round_index, step))
+      self._lines = open(path, 'a', encoding='utf-8')  # noqa: SIM115
+      name = 'pretrain' if round_index < 0 else f'round_{round_index}'
+      self._board = tensorboardX.SummaryWriter(
+        str(workdir / 'tensorboard' / name), purge_step=step + 1
+      )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self.close()
+
+  def __call__(self, step: int, values: Mapping[str, float]) -> None:
+    """Appends one line.
+
+    Args:
+      step: updates of the round done.
+      values: name -> finite number.
+    """
+    if self._lines:
+      line = {'round': self._round, 'step': step} | {
+        name: float(f'{value:.6g}') for name, value in values.items()
+      }
+      self._lines.write(json.dumps(line, allow_nan=False) + '\n')
+      self._lines.flush()
+      for name, value in values.items():
+        self._board.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    """Writes out what is buffered."""
+    if self._lines:
+      self._lines.close()
+      self._board.close()
+
+
+def _keep_until(path, last: tuple[int, int]) -> None:
+  """Removes lines beyond (round, step), and a last one cut by a kill."""
+  lines = path.read_text('utf-8').splitlines(True) if path.exists() else []
+  kept = [line for line in lines if line.endswith('\n') and _key(line) <= last]
+  if len(kept) < len(lines):
+    with files.replacing(path, 'w') as file:
+      file.writelines(kept)
+
+
+def _key(line):
+  values = json.loads(line)
+  return values['round'], values['step']

@@ -1,0 +1,1 @@
+"""Linen networks and their weights."""

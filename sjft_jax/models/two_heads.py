@@ -1,0 +1,71 @@
+"""One trunk, two classifiers: the network that is trained jointly."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+# What the trunk sees; pretrained weights must have been trained on the same.
+INPUT = 'BGR, 0..255 minus (104, 117, 123)'
+_MEAN = (104.0, 117.0, 123.0)
+
+
+def network_input(image_nhwc: jax.Array) -> jax.Array:
+  """Images as the trunk wants them.
+
+  No division: the batch normalisation behind the first convolution makes the
+  network blind to the scale of its input.
+
+  Args:
+    image_nhwc: RGB, uint8 [n, h, w, 3].
+
+  Returns:
+    BGR minus the means of ImageNet, float32 [n, h, w, 3], -123..151.
+
+  Source: the release's data layer, METHOD section 5.
+  """
+  mean = jnp.asarray(_MEAN, jnp.float32)[None, None, None]
+  return image_nhwc[..., ::-1].astype(jnp.float32) - mean
+
+
+class TwoHeads(nn.Module):
+  """A shared trunk whose feature goes to the classifier of each half.
+
+  Attributes:
+    trunk: module of (float32 [n, h, w, 3], train) to a feature [n, f].
+    target_classes: outputs of the target classifier.
+    source_classes: outputs of the source classifier.
+
+  Source: Ge & Yu, CVPR 2017, section 3.1; gaussian 0.01 from the release.
+  """
+
+  trunk: nn.Module
+  target_classes: int
+  source_classes: int
+
+  @nn.compact
+  def __call__(
+    self, target_image: jax.Array, source_image: jax.Array, train: bool
+  ) -> tuple[jax.Array, jax.Array]:
+    """Logits of both halves after one pass of the trunk over all images.
+
+    Args:
+      target_image: RGB, uint8 [t, h, w, 3]; t may be 0.
+      source_image: RGB, uint8 [s, h, w, 3]; s may be 0, t + s may not.
+      train: batch statistics, over both halves together, if true; else the
+        running averages.
+
+    Returns:
+      (target logits float32 [t, target_classes],
+       source logits float32 [s, source_classes]).
+    """
+    image_nhwc = jnp.concatenate([target_image, source_image])
+    feature_nf = self.trunk(network_input(image_nhwc), train)
+    target_tf, source_sf = jnp.split(feature_nf, [len(target_image)])
+    return (
+      self._head(self.target_classes, 'target_head')(target_tf),
+      self._head(self.source_classes, 'source_head')(source_sf),
+    )
+
+  def _head(self, classes, name):
+    init = nn.initializers.normal(0.01)
+    return nn.Dense(classes, kernel_init=init, name=name)

@@ -1,0 +1,123 @@
+"""Classes of new images: python -m sjft_jax.predict --workdir=DIR IMAGE...
+
+Prints path, class and probability of every image, or with --json one object
+a line. Directories are searched for images.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+from sjft_jax import main, mesh, progress, rounds
+from sjft_jax.data import datasets, preprocess
+from sjft_jax.errors import UserError
+
+
+def images(paths) -> list:
+  """The image files that the paths name; directories are searched.
+
+  Raises:
+    UserError: if a path does not exist, or there is no image at all.
+  """
+  found = []
+  for path in map(pathlib.Path, paths):
+    if path.is_dir():
+      found += sorted(
+        p
+        for p in path.rglob('*')
+        if p.suffix.lower() in datasets.SUFFIXES and p.is_file()
+      )
+    elif path.is_file():
+      found.append(path)
+    else:
+      raise UserError(f'Needed an image or a directory; there is no {path}.')
+  if not found:
+    raise UserError(f'No image lies in {", ".join(paths)}.')
+  return found
+
+
+def predict(workdir, paths, *, fuse, batch):
+  """Classifies image files by a finished run.
+
+  Args:
+    workdir: directory of the run.
+    paths: image files.
+    fuse: average the models of all rounds, instead of taking the last one.
+    batch: images at a time.
+
+  Yields:
+    (path, probability float32 [classes] or None, reason or None) in order; a
+    file that cannot be decoded has a reason and no probability.
+  """
+  run = rounds.Trained(workdir, mesh.make())
+  crop = run.settings.train.crop
+  for start in range(0, len(paths), batch):
+    part, pictures, reasons = paths[start : start + batch], [], {}
+    for path in part:
+      try:
+        picture = preprocess.decode(path.read_bytes())
+        picture = preprocess.resize(picture, run.settings.train.resize)
+        pictures.append(preprocess.center_crop(picture, crop))
+      except (preprocess.BadImage, OSError) as error:
+        reasons[path] = str(error)
+    # Always the same shape, so that the network is compiled once.
+    image = np.zeros((batch, crop, crop, 3), np.uint8)
+    image[: len(pictures)] = np.reshape(pictures, (-1, crop, crop, 3))
+    answers = iter(run.probabilities(image, fuse=fuse))
+    for path in part:
+      if path in reasons:
+        yield path, None, reasons[path]
+      else:
+        yield path, next(answers), None
+
+
+def _work(argv):
+  parser = argparse.ArgumentParser(
+    prog='python -m sjft_jax.predict', description=__doc__.splitlines()[0]
+  )
+  parser.add_argument('--workdir', required=True, help='directory of a run')
+  parser.add_argument('--json', action='store_true', help='one object a line')
+  parser.add_argument('--top', type=int, default=1, help='classes per image')
+  parser.add_argument(
+    '--fuse', action='store_true', help='average the models of all rounds'
+  )
+  parser.add_argument('--batch', type=int, default=32, help='images at a time')
+  parser.add_argument('images', nargs='+', metavar='IMAGE_OR_DIR')
+  args = parser.parse_args(argv[1:])
+  if args.batch < 1 or args.top < 1:
+    raise UserError(
+      f'--batch and --top are at least 1, not {args.batch} and {args.top}.'
+    )
+  classes = rounds.classes(args.workdir)
+  paths = images(args.images)
+  batch = mesh.round_up(min(args.batch, len(paths)), mesh.make())
+  bad = 0
+  answers = predict(args.workdir, paths, fuse=args.fuse, batch=batch)
+  with progress.bar(len(paths), 'predict') as bar:
+    for path, probability, reason in answers:
+      bar.update()
+      if reason is not None:
+        bad += 1
+        print(f'{path}: {reason}', file=sys.stderr)
+        continue
+      best = np.argsort(-probability, kind='stable')[: args.top]
+      named = [(classes[i], float(probability[i])) for i in best]
+      if args.json:
+        value = {
+          'path': str(path),
+          'class': named[0][0],
+          'probability': named[0][1],
+          'top': [{'class': n, 'probability': p} for n, p in named],
+        }
+        print(json.dumps(value, ensure_ascii=False))
+      else:
+        print(path, *(f'{n}\t{p:.4f}' for n, p in named), sep='\t')
+  if bad:
+    raise UserError(f'{bad} of {len(paths)} images could not be read.')
+
+
+if __name__ == '__main__':
+  sys.exit(main.guarded(_work, sys.argv))

@@ -1,0 +1,163 @@
+"""The whole method: search once, then train and re-weight, round by round."""
+
+import csv
+import pathlib
+
+import numpy as np
+
+from sjft_jax import evaluate, files, intake, report, selection, workdirs
+from sjft_jax.errors import UserError
+from sjft_jax.learn import Learner
+from sjft_jax.ops import hardness
+
+
+def run(c, workdir, mesh, donors=()):
+  """Selective joint fine-tuning of one target set.
+
+  Every stage leaves its result in `workdir` and is skipped when it is there;
+  a killed run ends as an uninterrupted one.
+
+  Args:
+    c: every setting.
+    workdir: where the run leaves itself.
+    mesh: the devices.
+    donors: directories of runs whose search and pretraining are taken over
+      where data and settings are the same.
+
+  Returns:
+    What results.json holds.
+
+  Raises:
+    UserError: for settings or images that do not fit together.
+  """
+  workdir = pathlib.Path(workdir)
+  workdirs.claim(workdir, c.to_dict())
+  if (workdir / 'report' / 'index.html').exists():
+    return files.read_json(workdir / 'results.json')
+  clock = workdirs.Clock(workdir)
+  with clock('check images'):
+    target, test, pool = intake.load(c, workdir)
+  _check(c, target, mesh)
+  with clock('search'):
+    candidates = selection.stage(c, target, pool, workdir, mesh, donors)
+  source_classes = len(pool.classes) if pool else 0
+  learner = Learner(c, len(target.classes), source_classes, mesh, workdir)
+  with clock('pretrain'):
+    weights = learner.start(pool, workdir / 'pretrain', donors)
+  budget_q = np.full(len(target), c.budget.initial)
+  summaries, tests = [], []
+  for m in range(c.rounds):
+    directory = workdir / 'rounds' / str(m)
+    drawn = candidates(budget_q)
+    with clock('train'):
+      weights = learner.fine_tune(weights, target, pool, drawn, m, directory)
+    with clock('evaluate'):
+      posterior_qc = learner.posteriors(weights, target, 'posteriors')
+      tests.append(learner.posteriors(weights, test, 'test'))
+    summaries.append(
+      _summary(m, budget_q, posterior_qc, tests[-1], target, test)
+      | _borrowed(pool, drawn)
+    )
+    budget_q = _end_round(
+      c, directory, budget_q, posterior_qc, tests[-1], target, test
+    )
+  results = {'rounds': summaries, 'seconds': clock.seconds}
+  if c.rounds:
+    results['mean_class_accuracy'] = summaries[-1]['mean_class_accuracy']
+  if c.rounds and c.fusion:
+    fused = evaluate.fuse(tests)
+    results['fused'] = {
+      'mean_class_accuracy': evaluate.mean_class_accuracy(fused, test.labels)
+    }
+  if not c.rounds:
+    results['selection'] = _borrowed(pool, candidates(budget_q))
+  files.write_json(workdir / 'results.json', results | workdirs.provenance())
+  report.write_run(workdir, target, pool)
+  return results
+
+
+def _check(c, target, mesh):
+  """Refuses settings that would fail only after hours."""
+  if c.selection not in selection.RULES:
+    raise UserError(
+      f'selection is one of {", ".join(selection.RULES)}, not {c.selection!r}.'
+    )
+  if c.rounds and len(target) < c.train.target_batch:
+    raise UserError(
+      f'A batch takes train.target_batch={c.train.target_batch} different '
+      f'target images; there are {len(target)}. Lower it, or add images.'
+    )
+  for name in ('target_batch', 'source_batch'):
+    if c.train[name] % mesh.size:
+      raise UserError(
+        f'train.{name} must divide by the {mesh.size} devices; '
+        f'came {c.train[name]}.'
+      )
+  if c.train.source_batch not in (0, c.train.target_batch):
+    raise UserError(
+      'Every target image is paired with one source image: '
+      f'train.source_batch must be {c.train.target_batch} '
+      f'(train.target_batch), not {c.train.source_batch}.'
+    )
+
+
+def _end_round(c, directory, budget_q, posterior_qc, test_nc, target, test):
+  """Writes posteriors.npz and budget.csv; returns the next round's K."""
+  with files.replacing(directory / 'posteriors.npz') as file:
+    np.savez_compressed(
+      file,
+      train_id=target.ids,
+      train_label=target.labels,
+      train_probability=posterior_qc,
+      test_id=test.ids,
+      test_label=test.labels,
+      test_probability=test_nc,
+    )
+  next_q = np.asarray(
+    hardness.next_budget(
+      budget_q,
+      posterior_qc,
+      target.labels,
+      add_wrong=round(c.hardness.add_wrong * c.budget.initial),
+      add_unsure=round(c.hardness.add_unsure * c.budget.initial),
+      min_entropy=c.hardness.min_entropy,
+      maximum=c.budget.maximum,
+    )
+  )
+  entropy_q = np.asarray(hardness.entropy(posterior_qc))
+  correct_q = posterior_qc.argmax(axis=1) == target.labels
+  with files.replacing(directory / 'budget.csv', 'w') as file:
+    writer = csv.writer(file)
+    writer.writerow(('target_id', 'entropy', 'correct', 'k', 'next_k'))
+    writer.writerows(
+      (name, f'{entropy:.6g}', int(correct), k, next_k)
+      for name, entropy, correct, k, next_k in zip(
+        target.ids, entropy_q, correct_q, budget_q, next_q, strict=True
+      )
+    )
+  return next_q
+
+
+def _summary(m, budget_q, posterior_qc, test_nc, target, test):
+  mean_class = evaluate.mean_class_accuracy
+  right = test_nc.argmax(axis=1) == test.labels
+  return {
+    'round': m,
+    'mean_class_accuracy': mean_class(test_nc, test.labels),
+    'accuracy': float(right.mean()),
+    'train_accuracy': mean_class(posterior_qc, target.labels),
+    'mean_k': float(np.mean(budget_q)),
+  }
+
+
+def _borrowed(pool, drawn):
+  """How many images and classes of every source stand behind the target."""
+  if drawn is None:
+    return {'images_selected': {}, 'classes_selected': {}}
+  index = selection.selected(drawn)
+  images, classes = {}, {}
+  for i, name in enumerate(pool.sources):
+    mine = index[pool.source[index] == i]
+    images[name] = len(mine)
+    classes[name] = len(np.unique(pool.labels[mine]))
+  return {'images_selected': images, 'classes_selected': classes}

@@ -1,0 +1,124 @@
+"""One run, or a comparison: every arm with every seed, in one directory.
+
+The runs of a comparison lie in DIR/runs/<arm>-<seed>. What one of them has
+computed and another needs too (the pretrained trunk, the neighbours of one
+draw of the target) is taken over from it, not computed again.
+"""
+
+import copy
+import pathlib
+
+import numpy as np
+import scipy.stats
+
+from sjft_jax import files, report, rounds, workdirs
+from sjft_jax.data import datasets
+from sjft_jax.errors import UserError
+
+
+def run(c, workdir, mesh):
+  """Runs what the config asks for, and prints what came out.
+
+  Args:
+    c: every setting.
+    workdir: where the run leaves itself; an unfinished run there goes on.
+    mesh: the devices.
+
+  Raises:
+    UserError: for settings that make no sense.
+  """
+  workdir = pathlib.Path(workdir)
+  workdirs.claim(workdir, c.to_dict())
+  page = workdir / 'report' / 'index.html'
+  if page.exists():
+    print(f'{workdir} is finished: nothing was done, nothing has changed.\n')
+  elif c.arms:
+    _compare(c, workdir, mesh)
+  else:
+    rounds.run(c, workdir, mesh)
+  print(report.summary_table(files.read_json(workdir / 'results.json')))
+  print(f'\nThe page to look at: {page}')
+
+
+def _compare(c, workdir, mesh):
+  if c.seeds < 2:
+    raise UserError(f'A comparison needs seeds >= 2; came seeds={c.seeds}.')
+  results, seconds = {arm: [] for arm in c.arms}, {}
+  done = []
+  for seed in range(c.seeds):
+    for arm in c.arms:
+      print(f'== {arm}, seed {seed} (of 0..{c.seeds - 1})', flush=True)
+      directory = workdir / 'runs' / f'{arm}-{seed}'
+      settings = _settings(c, arm, seed)
+      results[arm].append(rounds.run(settings, directory, mesh, donors=done))
+      done.append(directory)
+      for stage, spent in results[arm][-1]['seconds'].items():
+        seconds[stage] = round(seconds.get(stage, 0) + spent, 2)
+  files.write_json(
+    workdir / 'results.json',
+    {
+      'arms': summarise(results, {a: c.arms[a].title for a in c.arms}),
+      'seconds': seconds,
+      **workdirs.provenance(),
+    },
+  )
+  # One run stands for all in the galleries: the last arm's first seed.
+  arm = list(c.arms)[-1]
+  settings = _settings(c, arm, 0)
+  train, _ = datasets.open_target(settings.target, settings.seed)
+  pool = datasets.open_pool(settings.source)
+  report.write_comparison(workdir, workdir / 'runs' / f'{arm}-0', train, pool)
+
+
+def _settings(c, arm, seed):
+  """The settings of one run of a comparison."""
+  settings = copy.deepcopy(c)
+  with settings.unlocked():
+    settings.arms, settings.seeds = {}, 0
+  try:
+    settings.update(c.arms[arm].set)
+  except (KeyError, TypeError) as error:
+    raise UserError(f'Settings of the arm {arm}: {error}') from error
+  settings.seed = seed
+  return settings
+
+
+def summarise(results, titles):
+  """The arms against the first of them, paired by seed.
+
+  Args:
+    results: {arm: [results.json of every seed]}, in the order of the table.
+    titles: {arm: what the table calls it}.
+
+  Returns:
+    {arm: mean, spread and paired difference of the mean class accuracy}, with
+    Student's 95 % interval of the mean difference over the seeds.
+  """
+  first = next(iter(results))
+  reference = np.array([r['mean_class_accuracy'] for r in results[first]])
+  summary = {}
+  for arm, runs in results.items():
+    accuracy = np.array([r['mean_class_accuracy'] for r in runs])
+    difference = accuracy - reference
+    interval = [0.0, 0.0]
+    if difference.any():
+      spread = scipy.stats.sem(difference)
+      half = scipy.stats.t.ppf(0.975, len(runs) - 1) * spread
+      interval = [difference.mean() - half, difference.mean() + half]
+    selected = [r['rounds'][-1]['images_selected'] for r in runs]
+    summary[arm] = {
+      'title': titles[arm],
+      'mean_class_accuracy': accuracy.tolist(),
+      'mean': float(accuracy.mean()),
+      'std': float(accuracy.std(ddof=1)),
+      'difference_to': first,
+      'difference': difference.tolist(),
+      'difference_mean': float(difference.mean()),
+      'difference_interval': [float(x) for x in interval],
+      'fused': [r['fused']['mean_class_accuracy'] for r in runs],
+      'images_selected': {
+        source: float(np.mean([s[source] for s in selected]))
+        for source in selected[0]
+      },
+    }
+  return summary

@@ -1,0 +1,283 @@
+"""Joint batches to updates: one step function, one loop.
+
+Plain fine-tuning is the same with an empty source half, pretraining with an
+empty target half.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import struct
+
+from sjft_jax import mesh as meshes
+from sjft_jax import progress
+from sjft_jax.errors import UserError
+from sjft_jax.ops import losses
+
+_INPUTS = ('target_image', 'target_label', 'source_image', 'source_label')
+
+
+class State(struct.PyTreeNode):
+  """All that an update changes.
+
+  Attributes:
+    step: updates done, int32 scalar.
+    params: float32.
+    batch_stats: running averages, float32; empty without batch norm.
+    opt_state: of the optimiser.
+  """
+
+  step: jax.Array
+  params: optax.Params
+  batch_stats: Mapping
+  opt_state: optax.OptState
+
+  @property
+  def variables(self) -> dict:
+    """What a module's `apply` takes."""
+    return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+def init(model: nn.Module, seed: int, image_size: int = 64) -> dict:
+  """Fresh variables of a `TwoHeads`; compiled once per network.
+
+  Args:
+    model: the network.
+    seed: of the random weights.
+    image_size: side in pixels; only matters to a trunk that is not fully
+      convolutional.
+
+  Returns:
+    'params' and 'batch_stats', float32.
+  """
+  return _initialiser(model, image_size)(jax.random.key(seed))
+
+
+def begin(variables: Mapping, tx: optax.GradientTransformation, mesh) -> State:
+  """The state before the first update, on every device.
+
+  Args:
+    variables: 'params' and 'batch_stats'; copied, since a state is donated.
+    tx: the optimiser.
+    mesh: the devices.
+
+  Returns:
+    A state of step 0 without momentum.
+  """
+  params, batch_stats = jax.tree.map(
+    jnp.array, (variables['params'], variables['batch_stats'])
+  )
+  state = State(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params))
+  return meshes.replicate(state, mesh)
+
+
+def make_step(
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  mesh,
+  *,
+  target_weight: float = 1.0,
+  source_weight: float = 1.0,
+  unroll: bool | None = None,
+) -> Callable[[State, Mapping], tuple[State, dict[str, jax.Array]]]:
+  """One update by m micro-batches, compiled once per shape of the batch.
+
+  g = 1/m sum_i gradient of L(micro-batch i), the running averages of batch
+  norm passing from one micro-batch to the next, as Caffe's iter_size.
+
+  Args:
+    model: a `TwoHeads`.
+    tx: turns g into the change of the parameters.
+    schedule: the rate in `tx`, for the metrics.
+    mesh: the devices. Batch statistics are those of the whole micro-batch.
+    target_weight: of the target's cross-entropy; 1 in the paper, 0.5 in the
+      release.
+    source_weight: as target_weight.
+    unroll: repeat the program for every micro-batch instead of looping. None
+      does so on the CPU backend, whose convolutions are up to 28 times slower
+      within a loop; elsewhere looping compiles m times as fast.
+
+  Returns:
+    Jitted function of (state, batch) to (state, metrics). The state is
+    donated. The batch holds target_image uint8 [m, t, h, w, 3], target_label
+    int32 [m, t], source_image [m, s, h, w, 3] and source_label [m, s]; t or s
+    may be 0. Metrics are float32 scalars: loss, grad_norm, learning_rate and,
+    of a half that is not empty, {target,source}_{loss,accuracy}.
+
+  Source: Ge & Yu, CVPR 2017, section 3.1; the release's solver.
+  """
+  if unroll is None:
+    unroll = jax.default_backend() == 'cpu'
+
+  def loss(params, batch_stats, batch):
+    (target, source), updated = model.apply(
+      {'params': params, 'batch_stats': batch_stats},
+      batch['target_image'],
+      batch['source_image'],
+      train=True,
+      mutable=['batch_stats'],
+    )
+    total, target_loss, source_loss = losses.joint(
+      target,
+      batch['target_label'],
+      source,
+      batch['source_label'],
+      target_weight=target_weight,
+      source_weight=source_weight,
+    )
+    metrics = {'loss': total}
+    if len(target):
+      metrics['target_loss'] = target_loss
+      metrics['target_accuracy'] = _accuracy(target, batch['target_label'])
+    if len(source):
+      metrics['source_loss'] = source_loss
+      metrics['source_accuracy'] = _accuracy(source, batch['source_label'])
+    return total, (updated.get('batch_stats', {}), metrics)
+
+  def step(state, batch):
+    def accumulate(carry, micro_batch):
+      sum_, batch_stats = carry
+      gradient, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(
+        state.params, batch_stats, micro_batch
+      )
+      return (jax.tree.map(jnp.add, sum_, gradient), batch_stats), metrics
+
+    zero = jax.tree.map(jnp.zeros_like, state.params)
+    (sum_, batch_stats), metrics = jax.lax.scan(
+      accumulate, (zero, state.batch_stats), batch, unroll=unroll
+    )
+    gradient = jax.tree.map(lambda x: x / len(batch['target_label']), sum_)
+    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+    metrics = jax.tree.map(jnp.mean, metrics) | {
+      'grad_norm': _norm(gradient),
+      'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
+    }
+    params = optax.apply_updates(state.params, updates)
+    return State(state.step + 1, params, batch_stats, opt_state), metrics
+
+  replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return jax.jit(step, donate_argnums=0, out_shardings=replicated)
+
+
+def fit(
+  state: State,
+  step_fn: Callable,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  *,
+  steps: int,
+  mesh,
+  first: int = 0,
+  write: Callable[[int, dict[str, float]], None] | None = None,
+  save: Callable[[int, State], None] | None = None,
+  save_every: int = 0,
+  label: str = '',
+) -> State:
+  """Updates a state with every batch.
+
+  A batch is placed on the devices while the step before it runs, and a step's
+  metrics are fetched when the next one is under way.
+
+  Args:
+    state: after `first` updates; donated.
+    step_fn: from `make_step`.
+    batches: those of updates first..steps - 1, as `pipelines.joint` has them.
+    steps: updates in all.
+    mesh: the devices.
+    first: updates done before.
+    write: called after every update with the number of updates done and the
+      metrics.
+    save: called with the number of updates done and the state, every
+      `save_every` updates and after the last, but never with a state behind
+      a loss or gradient that is not finite.
+    save_every: updates; 0 = only after the last.
+    label: what the progress bar says; '' = no bar.
+
+  Returns:
+    The state after `steps` updates.
+
+  Raises:
+    UserError: at a loss or gradient that is not finite.
+    ValueError: if there are fewer or more batches than updates.
+  """
+
+  def settle(done, metrics):
+    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    if not math.isfinite(metrics['loss'] + metrics['grad_norm']):
+      raise UserError(
+        f'Training must stay finite: at step {done} the loss is '
+        f'{metrics["loss"]:g} and its gradient {metrics["grad_norm"]:g}. '
+        f'Lower the learning rate ({metrics["learning_rate"]:g} here). The '
+        'last checkpoint is from before.'
+      )
+    if write:
+      write(done, metrics)
+
+  done, unsettled = first, None
+  with contextlib.ExitStack() as stack:
+    bar = None
+    for done, batch in enumerate(_placed(batches, mesh), first + 1):
+      images = batch['target_label'].size + batch['source_label'].size
+      if label and bar is None:
+        bar = stack.enter_context(
+          progress.bar(steps * images, label, initial=first * images)
+        )
+      state, metrics = step_fn(state, batch)
+      if unsettled:
+        settle(*unsettled)
+      unsettled = done, metrics
+      if save and (done == steps or (save_every and done % save_every == 0)):
+        settle(*unsettled)
+        unsettled = None
+        save(done, state)
+      if bar is not None:
+        bar.update(images)
+    if unsettled:
+      settle(*unsettled)
+  if done != steps:
+    raise ValueError(f'One batch an update: {first=}, {done=}, {steps=}.')
+  return state
+
+
+@functools.lru_cache(maxsize=8)
+def _initialiser(model, image_size):
+  """Jitted function of a key to the variables of `model`."""
+  # Every parameter has a random generator of its own to compile. Optimising
+  # them on the CPU backend takes several times as long as running them.
+  on_cpu = jax.default_backend() == 'cpu'
+  options = {'xla_backend_optimization_level': '0'} if on_cpu else None
+
+  @functools.partial(jax.jit, compiler_options=options)
+  def initialise(key):
+    image = jnp.zeros((1, image_size, image_size, 3), jnp.uint8)
+    return {'batch_stats': {}} | model.init(key, image, image[:0], train=False)
+
+  return initialise
+
+
+def _accuracy(logits_nc, label_n):
+  return (logits_nc.argmax(axis=-1) == label_n).mean()
+
+
+def _norm(tree):
+  return jnp.sqrt(sum(jnp.vdot(x, x) for x in jax.tree.leaves(tree)))
+
+
+def _placed(batches, mesh) -> Iterator[dict[str, jax.Array]]:
+  """Batches on the devices, one ahead of what is asked for."""
+  ahead = None
+  for batch in batches:
+    inputs = {name: batch[name] for name in _INPUTS}
+    placed = meshes.shard(inputs, mesh, axis=1)
+    if ahead is not None:
+      yield ahead
+    ahead = placed
+  if ahead is not None:
+    yield ahead

@@ -1,0 +1,97 @@
+"""The directory of a run: whose it is, what is finished, how long it took."""
+
+import contextlib
+import importlib.metadata
+import json
+import pathlib
+import time
+
+import jax
+
+from sjft_jax import files
+from sjft_jax.errors import UserError
+
+# These cannot change a result, so a resumed run may change them.
+FREE = frozenset({'threads'})
+PACKAGES = ('sjft-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
+
+
+def claim(workdir, settings):
+  """Makes `workdir` the directory of a run with these settings.
+
+  A directory that already is one, with the same settings, is resumed.
+
+  Args:
+    workdir: the directory; made when it is missing.
+    settings: every resolved setting, nested dict of JSON values.
+
+  Raises:
+    UserError: if it holds anything else, or a run with other settings.
+  """
+  workdir = pathlib.Path(workdir)
+  config = workdir / 'config.json'
+  # As JSON reads them back: tuples are lists.
+  settings = json.loads(json.dumps(settings))
+  if config.exists():
+    old, new = _flat(files.read_json(config)['settings']), _flat(settings)
+    changed = [
+      f'{name} was {old.get(name)!r}, now {new.get(name)!r}'
+      for name in sorted(old.keys() | new.keys())
+      if name not in FREE and old.get(name) != new.get(name)
+    ]
+    if changed:
+      raise UserError(
+        f'{workdir} holds a run with other settings: {"; ".join(changed)}. '
+        'Choose another --workdir, or the settings it was made with.'
+      )
+    return
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f'--workdir must be a directory; {workdir} is a file.')
+  if workdir.exists() and any(workdir.iterdir()):
+    raise UserError(
+      f'{workdir} holds files but no config.json, so it is not the directory '
+      'of a run. Choose a new or empty --workdir.'
+    )
+  files.write_json(config, {'settings': settings, **provenance()})
+
+
+def provenance():
+  """On what a result was made: {'device': ..., 'versions': {package: ...}}."""
+  return {
+    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'versions': {p: importlib.metadata.version(p) for p in PACKAGES},
+  }
+
+
+def _flat(settings, prefix=''):
+  """{'group.field': value} of nested settings; an empty group is a value."""
+  flat = {}
+  for name, value in settings.items():
+    if isinstance(value, dict) and value:
+      flat |= _flat(value, f'{prefix}{name}.')
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+class Clock:
+  """Seconds per stage, summed over restarts, in seconds.json.
+
+  Args:
+    workdir: the directory of the run.
+  """
+
+  def __init__(self, workdir):
+    self._path = pathlib.Path(workdir) / 'seconds.json'
+    self.seconds = files.read_json(self._path) if self._path.exists() else {}
+
+  @contextlib.contextmanager
+  def __call__(self, stage):
+    """Adds the time of the block to `stage`, also when it is interrupted."""
+    start = time.monotonic()
+    try:
+      yield
+    finally:
+      spent = self.seconds.get(stage, 0) + time.monotonic() - start
+      self.seconds[stage] = round(spent, 2)
+      files.write_json(self._path, self.seconds)

@@ -1,0 +1,81 @@
+"""Imports point down only, and nothing heavy is imported at run time."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+PACKAGE = pathlib.Path(__file__).parent.parent / 'sjft_jax'
+
+# From the bottom up. A module may import from the groups above its own line
+# here, and within its group from those before it.
+LAYERS = [
+  ['errors', 'files', 'progress'],
+  ['ops.divergence', 'ops.gabor', 'ops.hardness', 'ops.histograms'],
+  ['ops.losses', 'ops.quantiles', 'ops.topk'],
+  ['mesh', 'workdirs', 'optim', 'checkpoints', 'metrics'],
+  ['data.preprocess', 'data.packaged', 'data.datasets', 'data.pipelines'],
+  ['data.bad_images'],
+  ['models.conv_bank', 'models.resnet', 'models.two_heads'],
+  ['models.pretrained'],
+  ['intake', 'describe', 'search', 'evaluate', 'train'],
+  ['selection', 'learn'],
+  ['report'],
+  ['rounds'],
+  ['sweep'],
+  ['main'],
+  ['predict'],
+]
+ORDER = [name for layer in LAYERS for name in layer]
+
+
+def modules():
+  for path in sorted(PACKAGE.rglob('*.py')):
+    if path.name != '__init__.py':
+      name = '.'.join(path.relative_to(PACKAGE).with_suffix('').parts)
+      yield name, path
+
+
+def imported(path):
+  """Modules of the package that a file imports, anywhere in it."""
+  for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+    if isinstance(node, ast.ImportFrom) and node.module:
+      parts = node.module.split('.')
+      if parts[0] == 'sjft_jax':
+        for alias in node.names:
+          name = '.'.join([*parts[1:], alias.name])
+          yield name if name in ORDER else '.'.join(parts[1:])
+    if isinstance(node, ast.Import):
+      for alias in node.names:
+        if alias.name.startswith('sjft_jax.'):
+          yield alias.name.removeprefix('sjft_jax.')
+
+
+def test_every_module_has_its_place():
+  assert sorted(ORDER) == [name for name, _ in modules()]
+
+
+def test_imports_point_down():
+  upward = [
+    f'{name} imports {other}'
+    for name, path in modules()
+    for other in imported(path)
+    if ORDER.index(other) >= ORDER.index(name)
+  ]
+  assert not upward
+
+
+def test_kernels_import_nothing_above_them():
+  for path in (PACKAGE / 'ops').glob('*.py'):
+    assert all(name.startswith('ops') for name in imported(path)), path
+
+
+def test_neither_tensorflow_nor_torch_is_imported():
+  code = (
+    'import sys; import sjft_jax.main, sjft_jax.sweep, sjft_jax.predict; '
+    'print(sorted({"tensorflow", "torch", "keras"} & set(sys.modules)))'
+  )
+  out = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert out.stdout.strip() == '[]'

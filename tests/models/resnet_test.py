@@ -1,0 +1,216 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from sjft_jax.models import resnet
+
+
+def abstract(trunk, size):
+  image = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+  init = functools.partial(trunk.init, train=False)
+  return image, jax.eval_shape(init, jax.random.key(0), image)
+
+
+def shapes(tree):
+  flat = traverse_util.flatten_dict(tree, sep='/')
+  return {name: value.shape for name, value in flat.items()}
+
+
+def test_resnet152_is_the_released_network():
+  trunk = resnet.TRUNKS['resnet152']()
+  image, variables = abstract(trunk, 224)
+  params = shapes(variables['params'])
+  assert sum(name.endswith('kernel') for name in params) == 155
+  assert sum(name.endswith('scale') for name in params) == 151
+  assert not [n for n in params if 'bias' in n and 'norm' not in n]
+  for name, shape in {
+    'conv1/kernel': (7, 7, 3, 64),
+    'res2_0/branch1/kernel': (64, 256),
+    'res2_0/branch2a/kernel': (64, 64),
+    'res3_0/branch1/kernel': (256, 512),
+    'res4_35/branch2b/kernel': (3, 3, 256, 256),
+    'res5_2/branch2c/kernel': (512, 2048),
+    'norm5/scale': (2048,),
+  }.items():
+    assert params[name] == shape
+  # The pool feeds the first block as it is: nothing normalises it.
+  assert 'res2_0/norm/scale' not in params
+  feature, captured = jax.eval_shape(
+    functools.partial(trunk.apply, train=False, capture_intermediates=True),
+    variables,
+    image,
+  )
+  assert feature.shape == (2, 2048)
+  sides = {
+    name: captured['intermediates'][name]['__call__'][0].shape[1]
+    for name in ('conv1', 'res2_2', 'res3_7', 'res4_35', 'res5_2')
+  }
+  assert list(sides.values()) == [112, 56, 28, 14, 7]
+
+
+@pytest.mark.parametrize('name', resnet.TRUNKS)
+def test_width_halves_the_kernels_of_every_layer(name):
+  _, full = abstract(resnet.TRUNKS[name](), 64)
+  _, half = abstract(resnet.TRUNKS[name](width=0.5), 64)
+  full, half = shapes(full['params']), shapes(half['params'])
+  assert full.keys() == half.keys()
+  for layer, shape in full.items():
+    inputs = 1 if layer.startswith('conv1') or len(shape) == 1 else 2
+    assert np.prod(shape) == 2**inputs * np.prod(half[layer])
+
+
+@pytest.mark.parametrize('size', [2, 3, 7, 8, 112])
+def test_max_pool_keeps_the_windows_that_are_cut(size):
+  x = np.random.default_rng(0).normal(size=(2, size, size + 1, 3))
+  pooled = resnet.max_pool_ceil(jnp.asarray(x, jnp.float32))
+  np.testing.assert_array_equal(pooled, pool(x.astype(np.float32)))
+
+
+def test_unknown_stem_is_named():
+  with pytest.raises(ValueError, match='huge'):
+    abstract(resnet.TRUNKS['resnet26'](stem='huge'), 32)
+
+
+def random_variables(trunk, size):
+  """Every parameter and running average at random, variances positive."""
+  _, variables = abstract(trunk, size)
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    x = rng.normal(size=leaf.shape, scale=0.3)
+    name = path[-1].key
+    x = 1 + np.abs(x) if name in ('var', 'scale', 'weight') else x
+    return jnp.asarray(x, jnp.float32)
+
+  return jax.tree.map_with_path(draw, variables)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def apply(trunk, variables, image, train):
+  return trunk.apply(
+    variables, image.astype(jnp.float32), train, mutable=['batch_stats']
+  )
+
+
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize('stem', resnet.STEMS)
+def test_forward_equals_loops_in_float64(stem, train):
+  trunk = resnet.ResNet((2, 1), width=1 / 32, stem=stem)
+  variables = random_variables(trunk, 13)
+  image = np.random.default_rng(1).normal(size=(3, 13, 13, 3), scale=50)
+  feature, updated = apply(trunk, variables, image, train)
+  expected, statistics = forward(variables, image, stem, train)
+  np.testing.assert_allclose(feature, expected, rtol=1e-4, atol=1e-5)
+  if train:
+    flat = traverse_util.flatten_dict(updated['batch_stats'], sep='/')
+    for name, value in statistics.items():
+      np.testing.assert_allclose(flat[name], value, rtol=1e-4, atol=1e-4)
+
+
+def forward(variables, image, stem, train):
+  """The release's wiring for stages (2, 1), written out block by block."""
+  float64 = functools.partial(np.asarray, dtype=np.float64)
+  p = traverse_util.flatten_dict(variables['params'], sep='/')
+  s = traverse_util.flatten_dict(variables['batch_stats'], sep='/')
+  p, s = jax.tree.map(float64, (p, s))
+  statistics = {}
+
+  def act(x, name):
+    mean, var = s[f'{name}/mean'], s[f'{name}/var']
+    if train:
+      batch = x.reshape(-1, x.shape[-1])
+      weight = 0.999 * s[f'{name}/weight'] + 1
+      for kind, new in (('mean', batch.mean(0)), ('var', batch.var(0, ddof=1))):
+        old = s[f'{name}/{kind}']
+        statistics[f'{name}/{kind}'] = (old * (weight - 1) + new) / weight
+      mean, var = batch.mean(0), batch.var(0)
+    x = (x - mean) / np.sqrt(var + 1e-5)
+    return np.maximum(x * p[f'{name}/scale'] + p[f'{name}/bias'], 0)
+
+  def one(x, name):
+    return np.einsum('nhwi,io->nhwo', x, p[f'{name}/kernel'])
+
+  def inner(x, name):
+    x = act(one(x, f'{name}/branch2a'), f'{name}/norm2a')
+    x = conv(x, p[f'{name}/branch2b/kernel'], 1)
+    return one(act(x, f'{name}/norm2b'), f'{name}/branch2c')
+
+  stride = {'imagenet': 2, 'strided': 2, 'small': 1}[stem]
+  x = act(conv(image, p['conv1/kernel'], stride), 'norm1')
+  x = pool(x) if stem == 'imagenet' else x
+  x = one(x, 'res2_0/branch1') + inner(x, 'res2_0')
+  x = x + inner(act(x, 'res2_1/norm'), 'res2_1')
+  y = act(x, 'res3_0/norm')[:, ::2, ::2]
+  x = one(y, 'res3_0/branch1') + inner(y, 'res3_0')
+  return act(x, 'norm5').mean((1, 2)), statistics
+
+
+def conv(x, kernel, stride):
+  side = len(kernel)
+  pad = (side - 1) // 2
+  x = np.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
+  rows = range(0, x.shape[1] - side + 1, stride)
+  columns = range(0, x.shape[2] - side + 1, stride)
+  return np.stack(
+    [
+      np.stack(
+        [
+          np.tensordot(x[:, i : i + side, j : j + side], kernel, 3)
+          for j in columns
+        ],
+        axis=1,
+      )
+      for i in rows
+    ],
+    axis=1,
+  )
+
+
+def pool(x):
+  """Caffe: windows start at 0, 2, ...; as many as it takes to see the end."""
+  starts = [range(0, 2 * -(-(size - 3) // 2) + 1, 2) for size in x.shape[1:3]]
+  return np.stack(
+    [
+      np.stack([x[:, i : i + 3, j : j + 3].max((1, 2)) for j in starts[1]], 1)
+      for i in starts[0]
+    ],
+    1,
+  )
+
+
+def test_stem_as_product_is_the_convolution():
+  make = functools.partial(resnet.ResNet, (1,), width=0.125)
+  variables = random_variables(make(), 15)
+  image = jax.random.normal(jax.random.key(0), (2, 15, 16, 3))
+  product, convolution = (
+    apply(make(stem_as_product=choice), variables, image, False)[0]
+    for choice in (True, False)
+  )
+  np.testing.assert_allclose(product, convolution, rtol=1e-4, atol=1e-5)
+
+
+def test_first_running_averages_are_those_of_the_first_batch():
+  norm = resnet.BatchNorm(train=True, momentum=0.999)
+  x = jax.random.normal(jax.random.key(0), (8, 4, 4, 2)) * 3 + 1
+  variables = norm.init(jax.random.key(0), x)
+  _, updated = norm.apply(variables, x, mutable=['batch_stats'])
+  found = updated['batch_stats']
+  rows = np.asarray(x, np.float64).reshape(-1, 2)
+  np.testing.assert_allclose(found['mean'], rows.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(found['var'], rows.var(0, ddof=1), rtol=1e-5)
+
+
+def test_bfloat16_keeps_parameters_and_feature_float32():
+  trunk = resnet.ResNet((1,), width=0.125, dtype=jnp.bfloat16)
+  variables = random_variables(trunk, 16)
+  image = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+  feature, updated = apply(trunk, variables, image, True)
+  exact, _ = apply(trunk.clone(dtype=jnp.float32), variables, image, True)
+  dtypes = {x.dtype for x in jax.tree.leaves((variables, updated, feature))}
+  assert dtypes == {jnp.dtype('float32')}
+  np.testing.assert_allclose(feature, exact, rtol=0.1, atol=0.05)
+  assert not np.array_equal(feature, exact)

@@ -1,0 +1,80 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from sjft_jax.models import resnet, two_heads
+
+
+@functools.cache
+def network():
+  trunk = resnet.ResNet((1,), width=0.125, stem='small')
+  model = two_heads.TwoHeads(trunk, target_classes=3, source_classes=5)
+  variables = model.init(
+    jax.random.key(0), images(1, 0), images(1, 0), train=False
+  )
+  return model, variables
+
+
+def images(n, seed):
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, 256, (n, 8, 8, 3), np.uint8)
+
+
+def test_input_is_bgr_without_the_means():
+  pixel = np.array([[[[255, 117, 0]]]], np.uint8)
+  found = two_heads.network_input(jnp.asarray(pixel))
+  np.testing.assert_array_equal(found, [[[[-104, 0, 132]]]])
+  assert found.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(('t', 's'), [(4, 4), (4, 0), (0, 4), (2, 3)])
+def test_each_half_goes_to_its_own_head(t, s):
+  model, variables = network()
+  target, source = images(t, 1), images(s, 2)
+  logits = model.apply(variables, target, source, train=False)
+  for name, part, image in zip(
+    ('target_head', 'source_head'), logits, (target, source), strict=True
+  ):
+    head = jax.tree.map(np.float64, variables['params'][name])
+    feature = model.trunk.apply(
+      {kind: tree['trunk'] for kind, tree in variables.items()},
+      two_heads.network_input(jnp.asarray(image)),
+      False,
+    )
+    assert part.shape == (len(image), len(head['bias']))
+    assert part.dtype == jnp.float32
+    expected = np.float64(feature) @ head['kernel'] + head['bias']
+    np.testing.assert_allclose(part, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_training_normalises_over_both_halves():
+  model, variables = network()
+  apply = functools.partial(
+    model.apply, variables, train=True, mutable=['batch_stats']
+  )
+  target, source = images(4, 1), images(4, 2)
+  (alone, _), _ = apply(target, source[:0])
+  (joint, _), _ = apply(target, source)
+  (swapped, _), _ = apply(target, source[::-1])
+  assert np.abs(joint - alone).max() > 1e-4
+  np.testing.assert_allclose(joint, swapped, rtol=1e-4, atol=1e-6)
+
+
+def test_heads_begin_small_and_without_bias():
+  class Identity(nn.Module):
+    def __call__(self, image_nhwc, train):
+      return image_nhwc.reshape(len(image_nhwc), -1)
+
+  model = two_heads.TwoHeads(Identity(), 100, 200)
+  params = model.init(
+    jax.random.key(0), images(1, 0), images(0, 0), train=False
+  )['params']
+  for name, classes in (('target_head', 100), ('source_head', 200)):
+    kernel = params[name]['kernel']
+    assert kernel.shape == (192, classes)
+    np.testing.assert_allclose(kernel.std(), 0.01, rtol=0.03)
+    np.testing.assert_array_equal(params[name]['bias'], np.zeros(classes))

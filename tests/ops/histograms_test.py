@@ -1,0 +1,167 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sjft_jax.ops import histograms
+
+TINY = np.finfo(np.float32).tiny
+LARGEST = np.finfo(np.float32).max
+
+
+def _bin_by_rule(value, edges, lower, upper):
+  """The method's rule, word for word, for edges before they are closed."""
+  if value <= lower:
+    return 0
+  if value >= upper:
+    return len(edges)
+  return next((b for b, edge in enumerate(edges) if edge > value), len(edges))
+
+
+def _counts(values, edges_b):
+  """Counts [bins] of one channel's values."""
+  response = jnp.asarray(values, jnp.float32).reshape(1, -1, 1, 1)
+  return np.asarray(
+    histograms.histogram(response, jnp.asarray(edges_b)[None])[0, 0]
+  )
+
+
+def test_edges_split_distinct_values_into_equal_masses():
+  values = np.random.default_rng(0).permutation(np.arange(24, dtype=np.float32))
+  edges, lower, upper = histograms.quantile_edges(values[None], 4)
+  np.testing.assert_array_equal(edges, [[6, 12, 18]])
+  assert (lower[0], upper[0]) == (0, 23)
+  np.testing.assert_array_equal(_counts(values, edges[0]), [6, 6, 6, 6])
+
+
+@pytest.mark.parametrize(
+  'target',
+  [
+    np.maximum(np.random.default_rng(1).normal(size=200), 0),  # After a ReLU.
+    np.minimum(np.random.default_rng(2).normal(size=200), 0),
+    np.round(np.random.default_rng(3).normal(size=200), 1),  # Ties everywhere.
+    np.full(10, 3.5),
+    np.zeros(10),
+    np.full(10, -TINY),
+    np.array([1.0, 2.0]),  # Fewer values than bins.
+    np.array([-np.inf, -1, 0, -0.0, 1e-40, -1e-40, 2, np.inf]),
+  ],
+)
+def test_counting_closed_edges_is_the_rule(target):
+  """Also for values between, at and beyond the edges and bounds."""
+  target = target.astype(np.float32)
+  bins = 8
+  settled = histograms.settle(np.sort(target))
+  raw = settled[[(j + 1) * len(target) // bins for j in range(bins - 1)]]
+  edges, lower, upper = histograms.quantile_edges(target[None], bins)
+  assert (np.diff(edges[0]) >= 0).all()
+  assert (edges[0] > lower[0]).all()
+  near = np.concatenate([settled, edges[0], [0, TINY, -TINY, LARGEST]])
+  near = near[np.isfinite(near)].astype(np.float32)
+  with np.errstate(over='ignore'):
+    above, below = np.nextafter(near, np.inf), np.nextafter(near, -np.inf)
+  values = np.concatenate([near, above, below, [np.inf, -np.inf]])
+  values = np.where(np.abs(values) < TINY, 0, values).astype(np.float32)
+  expected = [_bin_by_rule(value, raw, lower[0], upper[0]) for value in values]
+  # Every value is an image of one pixel.
+  counts = histograms.histogram(values[:, None, None, None], edges)
+  np.testing.assert_array_equal(counts[:, 0], np.eye(bins, dtype=int)[expected])
+
+
+@pytest.mark.parametrize(
+  ('images', 'height', 'width', 'channels', 'bins'),
+  [(3, 9, 7, 5, 4), (1, 8, 8, 3, 32), (2, 29, 31, 7, 100), (5, 1, 1, 2, 2)],
+)
+def test_counts_equal_numpy(images, height, width, channels, bins):
+  rng = np.random.default_rng(bins)
+  response = rng.normal(size=(images, height, width, channels)).round(2)
+  response = response.astype(np.float32)
+  edges = np.sort(rng.normal(size=(channels, bins - 1)).round(2)).astype('f')
+  counts = histograms.histogram(response, edges)
+  assert counts.dtype == jnp.int32
+  for i in range(images):
+    for c in range(channels):
+      index = np.searchsorted(edges[c], response[i, ..., c].ravel(), 'right')
+      np.testing.assert_array_equal(
+        counts[i, c], np.bincount(index, minlength=bins)
+      )
+
+
+def test_eight_devices_count_as_one():
+  rng = np.random.default_rng(0)
+  response = rng.normal(size=(16, 10, 10, 3)).astype(np.float32)
+  edges, _, _ = histograms.quantile_edges(response.reshape(-1, 3).T, 6)
+  data = jax.sharding.PartitionSpec('data')
+  auto = jax.sharding.AxisType.Auto
+  sharded = jax.shard_map(
+    histograms.histogram,
+    mesh=jax.make_mesh((8,), ('data',), axis_types=(auto,)),
+    in_specs=(data, jax.sharding.PartitionSpec()),
+    out_specs=data,
+  )
+  np.testing.assert_array_equal(
+    jax.jit(sharded)(response, edges), histograms.histogram(response, edges)
+  )
+
+
+def test_nan_has_a_bin_in_a_source_and_none_in_a_target():
+  np.testing.assert_array_equal(_counts([np.nan, 5], np.float32([1])), [1, 1])
+  with pytest.raises(ValueError, match='NaN'):
+    histograms.quantile_edges(np.float32([[1, np.nan]]), 2)
+
+
+def test_a_row_of_edges_is_needed_for_every_channel():
+  with pytest.raises(ValueError, match='per channel'):
+    histograms.histogram(jnp.zeros((1, 2, 2, 3)), jnp.zeros((2, 4)))
+
+
+def _release_step_by_step(histogram, lower, upper, count, bins):
+  """The release's second pass as METHOD words it: cell after cell, one p."""
+  edges, p, left = [], 0, lower
+  cell_width = (upper - lower) / len(histogram)
+  for cell, cell_count in enumerate(histogram):
+    p += int(cell_count)
+    k = bins * p // (count + 1)
+    if k >= 1:
+      here = lower + (cell + 1) * cell_width
+      for i in range(1, k + 1):
+        edges.append(left + i * (here - left) / k)
+      left, p = here, 0
+  bins_left = bins - len(edges)
+  for i in range(1, bins_left):
+    edges.append(left + i * (upper - left) / bins_left)
+  return edges
+
+
+@pytest.mark.parametrize('bins', [2, 32, 100])
+@pytest.mark.parametrize('tail', ['normal', 'heavy', 'relu', 'point'])
+def test_release_edges_equal_a_transcription(tail, bins):
+  rng = np.random.default_rng(bins)
+  values = {
+    'normal': rng.normal(size=5000),
+    'heavy': rng.standard_cauchy(size=5000),
+    'relu': np.maximum(rng.normal(size=5000), 0),
+    'point': np.repeat([0.0, 1.0, 7.0], [4000, 999, 1]),
+  }[tail].astype(np.float32)
+  lower, upper = float(values.min()), float(values.max())
+  fine, _ = np.histogram(values.astype(np.float64), 2000, (lower, upper))
+  edges = histograms.release_edges(
+    fine[None], np.float32([lower]), np.float32([upper]), len(values), bins
+  )
+  expected = _release_step_by_step(fine, lower, upper, len(values), bins)
+  assert edges.shape == (1, bins - 1)
+  np.testing.assert_allclose(
+    edges[0], expected, rtol=1e-6, atol=1e-6 * (upper - lower)
+  )
+
+
+def test_release_edges_by_hand():
+  """19 values, 4 bins: cells of 4, 6, 0, 9 on [0, 8], shares of 20.
+
+  p = 4: 4 bins x 4/20 < 1. p = 10: k = 2, so two bins on [0, 4]. p = 9: k = 1,
+  one bin on [4, 8]. One bin is left, of no width at 8.
+  """
+  edges = histograms.release_edges(
+    np.array([[4, 6, 0, 9]]), np.float32([0]), np.float32([8]), 19, 4
+  )
+  np.testing.assert_array_equal(edges, [[2, 4, 8]])

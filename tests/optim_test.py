@@ -1,0 +1,101 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import traverse_util
+
+from sjft_jax import optim
+
+SHAPES = {
+  'trunk/conv1/kernel': (3, 3, 3, 4),
+  'trunk/norm1/scale': (4,),
+  'trunk/norm1/bias': (4,),
+  'target_head/kernel': (4, 3),
+  'target_head/bias': (3,),
+  'source_head/kernel': (4, 5),
+  'source_head/bias': (5,),
+}
+
+
+def tree(seed):
+  rng = np.random.default_rng(seed)
+  return {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
+
+
+def nested(flat):
+  as_float32 = {k: jnp.asarray(v, jnp.float32) for k, v in flat.items()}
+  return traverse_util.unflatten_dict(as_float32, sep='/')
+
+
+def run(tx, updates):
+  params = nested(tree(0))
+  state = tx.init(params)
+  for i in range(updates):
+    change, state = tx.update(nested(tree(i + 1)), state, params)
+    params = optax.apply_updates(params, change)
+  return traverse_util.flatten_dict(params, sep='/')
+
+
+@pytest.mark.parametrize('decay_norm', [True, False])
+def test_updates_are_caffes_across_a_drop_of_the_rate(decay_norm):
+  decay, mu = 0.3, 0.9
+  tx = optim.sgd(
+    optim.step_schedule(0.5, [1, 3], 0.1),
+    momentum=mu,
+    weight_decay=decay,
+    decay_norm=decay_norm,
+  )
+  w, v = tree(0), dict.fromkeys(SHAPES, 0.0)
+  for i, rate in enumerate([0.5, 0.05, 0.05, 0.005]):
+    for name, gradient in tree(i + 1).items():
+      head_bias = name.endswith('head/bias')
+      exempt = head_bias or ('norm' in name and not decay_norm)
+      gradient = gradient + (0 if exempt else decay) * w[name]
+      v[name] = mu * v[name] + rate * (2 if head_bias else 1) * gradient
+      w[name] = w[name] - v[name]
+  found = run(tx, 4)
+  for name in SHAPES:
+    np.testing.assert_allclose(found[name], w[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('frozen', 'still'),
+  [
+    (('source_head',), {'source_head/kernel', 'source_head/bias'}),
+    (('trunk/norm1/scale', 'target'), {'trunk/norm1/scale'}),
+    (('trunk',), {n for n in SHAPES if n.startswith('trunk')}),
+  ],
+)
+def test_frozen_parameters_keep_every_bit(frozen, still):
+  schedule = optax.constant_schedule(0.1)
+  found = run(optim.sgd(schedule, frozen=frozen), 3)
+  free = run(optim.sgd(schedule), 3)
+  begin = tree(0)
+  for name in SHAPES:
+    expected = begin[name].astype(np.float32) if name in still else free[name]
+    np.testing.assert_array_equal(found[name], expected)
+    assert not np.array_equal(free[name], begin[name].astype(np.float32))
+
+
+def test_cosine_rises_to_the_rate_and_falls_to_nothing():
+  schedule = optim.cosine_schedule(0.8, 12, warmup=3)
+  found = [float(schedule(i)) for i in range(13)]
+  np.testing.assert_allclose(found[:4], [0.2, 0.4, 0.6, 0.8], rtol=1e-6)
+  expected = 0.4 * (1 + np.cos(np.pi * np.arange(10) / 9))
+  np.testing.assert_allclose(found[3:], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('warmup', [-1, 5, 6])
+def test_warmup_must_leave_updates(warmup):
+  with pytest.raises(ValueError, match=f'{warmup=}'):
+    optim.cosine_schedule(0.1, 5, warmup)
+
+
+def test_schedules_run_inside_jit():
+  for schedule in (
+    optim.step_schedule(1.0, (2,), 0.5),
+    optim.cosine_schedule(1.0, 4, 2),
+  ):
+    found = jax.jit(schedule)(jnp.int32(3))
+    np.testing.assert_allclose(found, 0.5)

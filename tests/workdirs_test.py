@@ -1,0 +1,52 @@
+import json
+
+import pytest
+
+from sjft_jax import workdirs
+from sjft_jax.errors import UserError
+
+SETTINGS = {'seed': 0, 'threads': 2, 'optim': {'boundaries': (1, 2)}}
+
+
+def test_the_same_settings_are_resumed_and_nothing_is_rewritten(tmp_path):
+  workdirs.claim(tmp_path / 'run', SETTINGS)
+  before = (tmp_path / 'run' / 'config.json').stat().st_mtime_ns
+  workdirs.claim(tmp_path / 'run', SETTINGS | {'threads': 8})
+  assert (tmp_path / 'run' / 'config.json').stat().st_mtime_ns == before
+  stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert stored['settings']['optim'] == {'boundaries': [1, 2]}
+  assert 'jax' in stored['versions']
+
+
+def test_a_changed_setting_is_refused_with_the_difference(tmp_path):
+  workdirs.claim(tmp_path, SETTINGS)
+  with pytest.raises(
+    UserError, match=r'optim\.boundaries was \[1, 2\], now \[1, 3\]'
+  ):
+    workdirs.claim(tmp_path, SETTINGS | {'optim': {'boundaries': (1, 3)}})
+
+
+def test_a_setting_that_came_or_went_is_a_difference(tmp_path):
+  workdirs.claim(tmp_path, SETTINGS)
+  with pytest.raises(UserError, match='source.places was None, now'):
+    workdirs.claim(tmp_path, SETTINGS | {'source': {'places': 'x'}})
+
+
+def test_files_of_somebody_else_are_refused_and_left_alone(tmp_path):
+  (tmp_path / 'thesis.tex').write_text('mine')
+  with pytest.raises(UserError, match='no config.json'):
+    workdirs.claim(tmp_path, SETTINGS)
+  assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
+  with pytest.raises(UserError, match='is a file'):
+    workdirs.claim(tmp_path / 'thesis.tex', SETTINGS)
+
+
+def test_seconds_add_up_over_restarts_and_interruptions(tmp_path):
+  for _ in range(2):
+    clock = workdirs.Clock(tmp_path)
+    with pytest.raises(KeyboardInterrupt), clock('search'):
+      raise KeyboardInterrupt
+  with workdirs.Clock(tmp_path)('train'):
+    pass
+  stored = json.loads((tmp_path / 'seconds.json').read_text())
+  assert list(stored) == ['search', 'train']

@@ -94,7 +94,8 @@ def get_config():
   c.evaluate = ConfigDict()
   c.evaluate.batch = 64  # images
 
-  # A comparison: every arm with every seed. No arms = one run.
+  # A comparison: every arm with every seed. No arms = one run. Arms run in the
+  # order of their names; the first is what the others are compared with.
   c.arms = ConfigDict()  # name -> {title: '', set: {setting: value}}
   c.seeds = 0  # seeds 0..n-1 of the draws and of training
   return c

@@ -44,7 +44,7 @@ def get_config():
   c.seeds = 5
   c.arms = ConfigDict(
     dict(
-      target_only=dict(
+      fine_tuning=dict(
         title='Fine-tuning on the target alone', set=dict(selection='none')
       ),
       random=dict(

@@ -139,6 +139,7 @@ class Learner:
       frozen,
       c.train.target_weight,
       c.train.source_weight,
+      self._mesh,
     )
     state = train.begin(variables, optimiser, self._mesh)
     label = 'pretrain' if m < 0 else f'round {m}'
@@ -179,6 +180,7 @@ class Learner:
       None if c.selection != 'none' else 'source_head',
       c.train.target_weight,
       c.train.source_weight,
+      self._mesh,
     )
     state = train.begin(self._fresh(c.seed), optimiser, self._mesh)
     with checkpoints.Checkpoints(directory / 'checkpoint') as saved:
@@ -211,12 +213,12 @@ class Learner:
     return probability_nc
 
   def _fresh(self, seed):
-    variables = _init(self._network)(seed)
+    variables = train.init(self._network, seed)
     return meshes.replicate(variables, self._mesh)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(network, c, pretrain, frozen, target_weight, source_weight):
+def _compiled(network, c, pretrain, frozen, target_weight, source_weight, mesh):
   """(optimiser, step) of these settings, made once per process."""
   if pretrain is None:
     schedule = optim.step_schedule(c.learning_rate, c.boundaries, c.factor)
@@ -233,15 +235,12 @@ def _compiled(network, c, pretrain, frozen, target_weight, source_weight):
   step = train.make_step(
     network,
     optimiser,
+    schedule,
+    mesh,
     target_weight=target_weight,
     source_weight=source_weight,
   )
   return optimiser, step
-
-
-@functools.lru_cache(maxsize=8)
-def _init(network):
-  return jax.jit(functools.partial(train.init, network))
 
 
 @functools.lru_cache(maxsize=8)

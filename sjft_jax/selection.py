@@ -162,7 +162,10 @@ def neighbours(index_qk, budget_q, source_n, seed):
   # A row ends early when most of a small source is unreadable.
   length_q = np.minimum(budget_q, (index_qk >= 0).sum(axis=1))
   return Candidates(
-    index=index_qk.ravel(), start=start_q, stop=start_q + length_q
+    # Places past the end of a row are never drawn, but must be positions.
+    index=np.maximum(index_qk, 0).ravel(),
+    start=start_q,
+    stop=start_q + length_q,
   )
 
 

@@ -1,9 +1,11 @@
 """The whole method: search once, then train and re-weight, round by round."""
 
 import csv
+import functools
 import pathlib
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from sjft_jax import evaluate, files, intake, report, selection, workdirs
 from sjft_jax.errors import UserError
@@ -161,3 +163,68 @@ def _borrowed(pool, drawn):
     images[name] = len(mine)
     classes[name] = len(np.unique(pool.labels[mine]))
   return {'images_selected': images, 'classes_selected': classes}
+
+
+class Trained:
+  """A run's network, to be asked about new images.
+
+  Args:
+    workdir: directory of a run with at least one finished round.
+    mesh: the devices.
+
+  Raises:
+    UserError: if there is no such run or round.
+  """
+
+  def __init__(self, workdir, mesh):
+    workdir = pathlib.Path(workdir)
+    self.classes = classes(workdir)
+    stored = files.read_json(workdir / 'config.json')['settings']
+    stored['optim']['boundaries'] = tuple(stored['optim']['boundaries'])
+    self.settings = ConfigDict(stored)
+    data = files.read_json(workdir / 'data.json')
+    source_classes = len(data.get('source', {}).get('classes', ()))
+    self._learner = Learner(
+      self.settings, len(self.classes), source_classes, mesh, workdir
+    )
+    self._rounds = [
+      workdir / 'rounds' / str(m)
+      for m in range(self.settings.rounds)
+      if (workdir / 'rounds' / str(m) / 'budget.csv').exists()
+    ]
+    if not self._rounds:
+      raise UserError(f'{workdir} has no finished round yet; let it run on.')
+
+  @functools.cached_property
+  def _variables(self):
+    return [self._learner.restore(path) for path in self._rounds]
+
+  def probabilities(self, image_nhwc, *, fuse):
+    """Class probabilities of uint8 crops: the last round's, or the average.
+
+    Args:
+      image_nhwc: RGB, uint8 [n, crop, crop, 3].
+      fuse: average the models of all rounds.
+
+    Returns:
+      float [n, classes].
+    """
+    chosen = self._variables if fuse else self._variables[-1:]
+    return evaluate.fuse(
+      [np.asarray(self._learner.probabilities(v, image_nhwc)) for v in chosen]
+    )
+
+
+def classes(workdir):
+  """The target's class names of a run.
+
+  Raises:
+    UserError: if the directory is not that of a single run.
+  """
+  path = pathlib.Path(workdir) / 'data.json'
+  if not path.exists():
+    raise UserError(
+      f'{workdir} is not the directory of a run; of a comparison, give one of '
+      'its runs/<arm>-<seed>.'
+    )
+  return tuple(files.read_json(path)['target']['classes'])

@@ -35,22 +35,8 @@ def max_pool_ceil(x_nhwc: jax.Array) -> jax.Array:
 
   Source: Caffe's pooling without padding, as the release has it.
   """
-  # Maxima of slices: XLA's CPU backend spends ten times as long in the
-  # gradient of a windowed maximum.
-  for axis in (1, 2):
-    size = x_nhwc.shape[axis]
-    out = size // 2
-    pad = [(0, 0)] * 4
-    pad[axis] = (0, 1 - size % 2)
-    x_nhwc = jnp.pad(x_nhwc, pad, constant_values=-jnp.inf)
-    x_nhwc = functools.reduce(
-      jnp.maximum,
-      (
-        jax.lax.slice_in_dim(x_nhwc, i, i + 2 * out - 1, 2, axis)
-        for i in range(3)
-      ),
-    )
-  return x_nhwc
+  beyond = tuple((0, 1 - size % 2) for size in x_nhwc.shape[1:3])
+  return nn.max_pool(x_nhwc, (3, 3), (2, 2), padding=beyond)
 
 
 class BatchNorm(nn.Module):
@@ -82,7 +68,6 @@ class BatchNorm(nn.Module):
     mean = average('mean', jnp.zeros, (c,))
     var = average('var', jnp.ones, (c,))
     weight = average('weight', jnp.zeros, ())
-    # Rows and channels: XLA's CPU backend reduces these without a copy.
     x_mc = x_nhwc.astype(jnp.float32).reshape(-1, c)
     mean_c, var_c = mean.value, var.value
     if self.train:
@@ -97,55 +82,6 @@ class BatchNorm(nn.Module):
     gain_c = scale * jax.lax.rsqrt(var_c + _EPSILON)
     y_mc = x_mc * gain_c[None] + (bias - mean_c * gain_c)[None]
     return y_mc.reshape(x_nhwc.shape).astype(x_nhwc.dtype)
-
-
-class StemConv(nn.Module):
-  """The first convolution, square and padded by half its side.
-
-  Attributes:
-    features: kernels.
-    side: of a kernel, pixels.
-    stride: pixels.
-    dtype: of the arithmetic.
-    as_product: one matrix product over all shifted images. Three channels
-      starve XLA's CPU convolution (half the speed of a small network); other
-      backends want the convolution. The kernels are the same.
-  """
-
-  features: int
-  side: int
-  stride: int
-  dtype: DTypeLike
-  as_product: bool
-
-  @nn.compact
-  def __call__(self, image_nhwc: jax.Array) -> jax.Array:
-    """Returns [n, ceil(h / stride), ceil(w / stride), features]."""
-    _, h, w, c = image_nhwc.shape
-    kernel_hwio = self.param(
-      'kernel', _he_normal, (self.side, self.side, c, self.features)
-    )
-    x, kernel_hwio = nn.dtypes.promote_dtype(
-      image_nhwc, kernel_hwio, dtype=self.dtype
-    )
-    pad = self.side // 2
-    if not self.as_product:
-      return jax.lax.conv_general_dilated(
-        x,
-        kernel_hwio,
-        (self.stride, self.stride),
-        [(pad, pad), (pad, pad)],
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      )
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    shifted = [
-      x[:, i : i + h : self.stride, j : j + w : self.stride]
-      for i in range(self.side)
-      for j in range(self.side)
-    ]
-    return jnp.concatenate(shifted, axis=-1) @ kernel_hwio.reshape(
-      -1, self.features
-    )
 
 
 class Bottleneck(nn.Module):
@@ -207,7 +143,6 @@ class ResNet(nn.Module):
       'small' 3x3.
     momentum: of batch normalisation's running averages, per micro-batch.
     dtype: of the arithmetic. Parameters and statistics are float32.
-    stem_as_product: see `StemConv`; None chooses by the backend.
 
   Source: Ge & Yu, CVPR 2017, the released train_val.prototxt (ResNet-152);
   width 0.5 and ResNet-50 from the paper's ablation.
@@ -218,7 +153,6 @@ class ResNet(nn.Module):
   stem: str = 'imagenet'
   momentum: float = 0.999
   dtype: DTypeLike = jnp.float32
-  stem_as_product: bool | None = None
 
   @nn.compact
   def __call__(self, image_nhwc: jax.Array, train: bool) -> jax.Array:
@@ -233,12 +167,16 @@ class ResNet(nn.Module):
     side, stride, pool = STEMS[self.stem]
     norm = functools.partial(BatchNorm, train, self.momentum)
     features = round(64 * self.width)
-    as_product = self.stem_as_product
-    if as_product is None:
-      as_product = jax.default_backend() == 'cpu'
-    x = StemConv(features, side, stride, self.dtype, as_product, name='conv1')(
-      image_nhwc
-    )
+    x = nn.Conv(
+      features,
+      (side, side),
+      (stride, stride),
+      padding=side // 2,
+      use_bias=False,
+      kernel_init=_he_normal,
+      dtype=self.dtype,
+      name='conv1',
+    )(image_nhwc)
     x = nn.relu(norm(name='norm1')(x))
     if pool:
       x = max_pool_ceil(x)

@@ -182,17 +182,6 @@ def pool(x):
   )
 
 
-def test_stem_as_product_is_the_convolution():
-  make = functools.partial(resnet.ResNet, (1,), width=0.125)
-  variables = random_variables(make(), 15)
-  image = jax.random.normal(jax.random.key(0), (2, 15, 16, 3))
-  product, convolution = (
-    apply(make(stem_as_product=choice), variables, image, False)[0]
-    for choice in (True, False)
-  )
-  np.testing.assert_allclose(product, convolution, rtol=1e-4, atol=1e-5)
-
-
 def test_first_running_averages_are_those_of_the_first_batch():
   norm = resnet.BatchNorm(train=True, momentum=0.999)
   x = jax.random.normal(jax.random.key(0), (8, 4, 4, 2)) * 3 + 1

@@ -29,16 +29,16 @@ def get_config():
   c.describe.batch = 64
   c.budget.initial, c.budget.maximum = 20, 200
 
-  c.model.trunk, c.model.width = 'resnet26', 0.5
+  c.model.trunk, c.model.width = 'resnet26', 0.25
   c.model.momentum = 0.9
-  c.pretrain.steps = 600
+  c.pretrain.steps = 1200
   c.train.resize, c.train.crop = 36, 32
   c.train.mirror = False  # a mirrored digit is another sign
-  c.train.steps = 30
+  c.train.steps = 60
   c.train.micro_batches = 1
   c.train.target_batch = c.train.source_batch = 20
   c.train.checkpoint_every = 1000
-  c.optim.boundaries = (20,)
+  c.optim.boundaries = (40,)
   c.evaluate.batch = 256
 
   c.seeds = 5

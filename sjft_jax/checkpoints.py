@@ -1,10 +1,13 @@
 """Checkpoints of a training state and of what goes with it."""
 
+import contextlib
 import pathlib
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+
+from sjft_jax.errors import UserError
 
 
 class Checkpoints:
@@ -33,7 +36,8 @@ class Checkpoints:
     return self
 
   def __exit__(self, *exception):
-    self._manager.close()
+    with self._needing_room():
+      self._manager.close()
 
   @property
   def step(self) -> int | None:
@@ -50,16 +54,18 @@ class Checkpoints:
 
     Raises:
       ValueError: if there is a checkpoint of this step or of a later one.
+      UserError: if the disk is full, now or at the save before.
     """
     # Orbax would return False and save nothing.
     if self.step is not None and step <= self.step:
       raise ValueError(f'Steps grow: {step=} after {self.step=}.')
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-      ),
-    )
+    with self._needing_room():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+        ),
+      )
 
   def restore(self, state: Any) -> tuple[Any, dict]:
     """Reads the latest checkpoint.
@@ -86,3 +92,18 @@ class Checkpoints:
       ),
     )
     return restored.state, restored.meta
+
+  @contextlib.contextmanager
+  def _needing_room(self):
+    """Says in one line that the disk is full."""
+    try:
+      yield
+    except (OSError, ValueError) as e:
+      # Orbax passes on what the writer of arrays says as a ValueError.
+      if 'No space left on device' not in str(e):
+        raise
+      raise UserError(
+        'The disk is full: no checkpoint could be saved in '
+        f'{self._manager.directory}, the one before is whole. Make room and '
+        'give the same command again.'
+      ) from e

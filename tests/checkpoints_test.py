@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sjft_jax import checkpoints, mesh
+from sjft_jax.errors import UserError
 
 
 def state(seed, over):
@@ -83,3 +84,14 @@ def test_nothing_to_restore_is_an_error(tmp_path):
     pytest.raises(ValueError, match='No checkpoint'),
   ):
     saved.restore(state(0, mesh.make()))
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+  def fail(*args, **kwargs):
+    raise ValueError('RESOURCE_EXHAUSTED:\nNo space left on device [28]')
+
+  with checkpoints.Checkpoints(tmp_path) as saved:
+    monkeypatch.setattr(saved._manager, 'save', fail)
+    with pytest.raises(UserError, match='disk is full') as caught:
+      saved.save(1, state(1, mesh.make()), {})
+  assert '\n' not in str(caught.value)

@@ -1,0 +1,220 @@
+"""The command end to end at small size: results, resuming, refusals."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn.datasets import load_digits
+
+ROOT = pathlib.Path(__file__).parent.parent
+SETTINGS = {
+  'target.kind': 'folder',
+  'describe.resize': 16,
+  'describe.crop': 16,
+  'describe.bins': 8,
+  'budget.initial': 3,
+  'budget.maximum': 12,
+  'model.width': 0.125,
+  'pretrain.steps': 4,
+  'pretrain.batch': 8,
+  'pretrain.warmup': 1,
+  'train.resize': 18,
+  'train.crop': 16,
+  'train.steps': 4,
+  'train.target_batch': 4,
+  'train.source_batch': 4,
+  'train.checkpoint_every': 2,
+  'rounds': 2,
+  'evaluate.batch': 16,
+}
+
+
+def command(module, *args):
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
+  return dict(
+    args=[sys.executable, '-m', f'sjft_jax.{module}', *map(str, args)],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def flags(data, workdir, **changes):
+  settings = SETTINGS | {
+    'target.train': data / 'train',
+    'target.test': data / 'test',
+    'source.main.dir': data / 'source',
+  }
+  settings |= changes
+  return [
+    f'--config={ROOT}/configs/folders.py',
+    f'--workdir={workdir}',
+    *(f'--config.{name}={value}' for name, value in settings.items()),
+  ]
+
+
+def run(data, workdir, **changes):
+  return subprocess.run(
+    **command('main', *flags(data, workdir, **changes)), check=False
+  )
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  """Digits as image folders: 8 train, 12 test, 40 source images."""
+  import cv2
+
+  root = tmp_path_factory.mktemp('data')
+  digits = load_digits()
+  for part, start, stop in (
+    ('train', 0, 20),
+    ('test', 20, 50),
+    ('source', 50, 110),
+  ):
+    for i in range(start, stop):
+      if part != 'source' and digits.target[i] > 3:
+        continue
+      folder = root / part / f'digit {digits.target[i]}'
+      folder.mkdir(parents=True, exist_ok=True)
+      image = (digits.images[i] * 255 / 16).astype(np.uint8)
+      cv2.imwrite(str(folder / f'{i:03d}.png'), image)
+  (root / 'source' / 'digit 1' / 'broken.png').write_bytes(b'not an image')
+  return root
+
+
+@pytest.fixture(scope='module')
+def finished(data, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  done = run(data, workdir, max_bad_fraction=0.05)
+  assert done.returncode == 0, done.stderr
+  return workdir
+
+
+def results(workdir):
+  value = json.loads((workdir / 'results.json').read_text())
+  value.pop('seconds')
+  return value
+
+
+def test_a_run_leaves_what_the_readme_says(finished):
+  for name in (
+    'config.json',
+    'data.json',
+    'bad_images.csv',
+    'selection/edges.npz',
+    'selection/neighbours.parquet',
+    'selection/certificate.json',
+    'rounds/0/posteriors.npz',
+    'rounds/1/budget.csv',
+    'metrics.jsonl',
+    'results.json',
+    'report/index.html',
+  ):
+    assert (finished / name).is_file(), name
+  rows = pq.read_table(finished / 'selection' / 'neighbours.parquet')
+  distance = rows['distance'].to_numpy().reshape(-1, 12)
+  assert (np.diff(distance, axis=1) >= 0).all()
+  assert not any('broken' in s for s in rows['source_id'].to_pylist())
+  bad = (finished / 'bad_images.csv').read_text()
+  assert 'main:digit 1/broken.png' in bad
+  certificate = json.loads(
+    (finished / 'selection' / 'certificate.json').read_text()
+  )
+  assert certificate['source_images_seen'] == certificate['source_images']
+
+
+def test_a_second_start_says_so_and_changes_nothing(data, finished):
+  before = {p: p.stat().st_mtime_ns for p in finished.rglob('*')}
+  again = run(data, finished, max_bad_fraction=0.05)
+  assert again.returncode == 0
+  assert 'nothing has changed' in again.stdout
+  assert {p: p.stat().st_mtime_ns for p in finished.rglob('*')} == before
+
+
+def test_another_setting_is_refused(data, finished):
+  other = run(data, finished, max_bad_fraction=0.05, rounds=3)
+  assert other.returncode == 2
+  assert 'rounds was 2, now 3' in other.stderr
+  assert 'Traceback' not in other.stderr
+
+
+@pytest.mark.parametrize(
+  'reached',
+  ['selection/edges.npz', 'rounds/0/checkpoint/2', 'rounds/1/checkpoint'],
+)
+def test_killed_and_resumed_equals_uninterrupted(
+  data, finished, tmp_path, reached
+):
+  workdir = tmp_path / 'killed'
+  arguments = flags(data, workdir, max_bad_fraction=0.05)
+  with subprocess.Popen(**command('main', *arguments)) as process:
+    while not (workdir / reached).exists() and process.poll() is None:
+      time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGKILL)
+  done = run(data, workdir, max_bad_fraction=0.05)
+  assert done.returncode == 0, done.stderr
+  assert results(workdir) == results(finished)
+  for name in ('selection/neighbours.parquet', 'rounds/1/budget.csv'):
+    assert (workdir / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_selection_alone_stops_after_the_neighbours(data, tmp_path):
+  done = run(data, tmp_path / 'run', max_bad_fraction=0.05, rounds=0)
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'run' / 'selection' / 'neighbours.parquet').exists()
+  assert not (tmp_path / 'run' / 'rounds').exists()
+  assert not (tmp_path / 'run' / 'pretrain').exists()
+
+
+def test_predictions_name_every_image(data, finished, tmp_path):
+  shutil.copy(next((data / 'test').rglob('*.png')), tmp_path / 'a.png')
+  (tmp_path / 'b.jpg').write_bytes(b'')
+  done = subprocess.run(
+    **command('predict', '--workdir', finished, '--json', '--fuse', tmp_path),
+    check=False,
+  )
+  (line,) = done.stdout.splitlines()
+  value = json.loads(line)
+  assert value['path'].endswith('a.png')
+  assert value['class'].startswith('digit ')
+  assert 0.25 <= value['probability'] <= 1
+  assert done.returncode == 2
+  assert '1 of 2 images could not be read' in done.stderr
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({}, 'max_bad_fraction'),
+    ({'target.train': '/nowhere'}, 'does not exist'),
+    ({'budget.maximum': 500}, 'Lower the budget'),
+    ({'train.target_batch': 64, 'train.source_batch': 64}, 'target_batch'),
+    ({'rounds': 'many'}, 'rounds'),
+    ({'describe.bank': 'wavelets'}, 'gabor'),
+    ({'selection': 'best'}, 'neighbours'),
+    ({'model.trunk': 'vgg'}, 'resnet'),
+  ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(data, tmp_path, changes, said):
+  done = run(data, tmp_path / 'run', **changes)
+  assert done.returncode == 2, done.stderr
+  assert said in done.stderr.splitlines()[-1]
+  assert 'Traceback' not in done.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_with_one_line(data, tmp_path):
+  settings = {'max_bad_fraction': 0.05, 'optim.learning_rate': 1e30}
+  done = run(data, tmp_path / 'run', **settings)
+  assert done.returncode == 2, done.stderr
+  assert 'finite' in done.stderr.splitlines()[-1]

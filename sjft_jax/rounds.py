@@ -40,12 +40,14 @@ def run(c, workdir, mesh, donors=()):
   with clock('check images'):
     target, test, pool = intake.load(c, workdir)
   _check(c, target, mesh)
-  with clock('search'):
-    candidates = selection.stage(c, target, pool, workdir, mesh, donors)
   source_classes = len(pool.classes) if pool else 0
   learner = Learner(c, len(target.classes), source_classes, mesh, workdir)
-  with clock('pretrain'):
-    weights = learner.start(pool, workdir / 'pretrain', donors)
+  with clock('search'):
+    candidates = selection.stage(c, target, pool, workdir, mesh, donors)
+  weights = None
+  if c.rounds:
+    with clock('pretrain'):
+      weights = learner.start(pool, workdir / 'pretrain', donors)
   budget_q = np.full(len(target), c.budget.initial)
   summaries, tests = [], []
   for m in range(c.rounds):

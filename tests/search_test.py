@@ -74,7 +74,9 @@ def test_neighbours_equal_brute_force_for_any_block(case, k, rows):
   )
   distance, index = brute_force(describer, target, source, k)
   np.testing.assert_array_equal(table.index_qk, index)
-  np.testing.assert_allclose(table.distance_qk, distance, rtol=1e-11, atol=1e-13)
+  np.testing.assert_allclose(
+    table.distance_qk, distance, rtol=1e-11, atol=1e-13
+  )
   assert table.seen == 150
   assert table.bad_index.tolist() == list(range(120, 126))
 

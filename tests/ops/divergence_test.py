@@ -83,6 +83,4 @@ def test_gradient_is_finite_and_vanishes_at_equality():
 
 def test_lengths_that_differ_are_refused_with_the_numbers():
   with pytest.raises(ValueError, match=r'\(2, 3\).*\(2, 4\)'):
-    divergence.pairwise_jeffreys(
-      np.ones((2, 3)), np.ones((2, 4)), np.ones(3)
-    )
+    divergence.pairwise_jeffreys(np.ones((2, 3)), np.ones((2, 4)), np.ones(3))

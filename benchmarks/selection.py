@@ -43,6 +43,7 @@ def brute_force(target_qcb, source, pixels, weight):
 
 
 def main():
+  """Selects, measures, checks."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--source', required=True)
   parser.add_argument('--target', required=True)

@@ -1,0 +1,1 @@
+"""Settings of experiments, a file each over default.py."""

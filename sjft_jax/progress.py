@@ -15,5 +15,6 @@ def bar(total: int, label: str, unit: str = ' images', initial: int = 0):
     dynamic_ncols=True,
     mininterval=0.3 if sys.stderr.isatty() else 10,
     smoothing=0.1,
+    delay=1,  # a stage that is over at once says nothing
     leave=sys.stderr.isatty(),
   )

@@ -6,9 +6,14 @@ from sjft_jax import files
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
   path = tmp_path / 'value.json'
   files.write_json(path, {'é': [1]})
-  with pytest.raises(RuntimeError), files.replacing(path) as file:
-    file.write(b'half')
-    raise RuntimeError
+
+  def fail():
+    with files.replacing(path) as file:
+      file.write(b'half')
+      raise RuntimeError
+
+  with pytest.raises(RuntimeError):
+    fail()
   assert files.read_json(path) == {'é': [1]}
   assert list(tmp_path.iterdir()) == [path]
 

@@ -28,13 +28,13 @@ def test_a_changed_setting_is_refused_with_the_difference(tmp_path):
 
 def test_a_setting_that_came_or_went_is_a_difference(tmp_path):
   workdirs.claim(tmp_path, SETTINGS)
-  with pytest.raises(UserError, match='source.places was None, now'):
+  with pytest.raises(UserError, match=r'source\.places was None, now'):
     workdirs.claim(tmp_path, SETTINGS | {'source': {'places': 'x'}})
 
 
 def test_files_of_somebody_else_are_refused_and_left_alone(tmp_path):
   (tmp_path / 'thesis.tex').write_text('mine')
-  with pytest.raises(UserError, match='no config.json'):
+  with pytest.raises(UserError, match=r'no config\.json'):
     workdirs.claim(tmp_path, SETTINGS)
   assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
   with pytest.raises(UserError, match='is a file'):

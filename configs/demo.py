@@ -40,7 +40,7 @@ def get_config():
   c.train.steps = 60
   c.train.micro_batches = 1
   c.train.target_batch = c.train.source_batch = 20
-  c.train.checkpoint_every = 1000
+  c.train.checkpoint_every = 300
   c.optim.boundaries = (40,)
   c.evaluate.batch = 256
 

@@ -241,6 +241,9 @@ def fit(bank, target, *, bins, mesh, batch, threads) -> Describer:
   Returns:
     The describer. Its edges are exact quantiles, whatever the size of the
     set: order statistics found by counting, not a sketch.
+
+  Raises:
+    UserError: if responses are not numbers, or bins < 2.
   """
   batch = meshes.round_up(batch, mesh)
   blank = np.zeros(0, np.float32)
@@ -265,8 +268,12 @@ def fit(bank, target, *, bins, mesh, batch, threads) -> Describer:
       yield responses(meshes.shard(part.image, mesh)), part.valid
       bar.update(int((part.index >= 0).sum()))
 
-  with bar:
-    edges_cb, lower_c, upper_c = quantiles.streaming_edges(blocks, bins)
+  try:
+    with bar:
+      edges_cb, lower_c, upper_c = quantiles.streaming_edges(blocks, bins)
+  except ValueError as error:
+    # Of a bank's responses only those of broken weights are not numbers.
+    raise UserError(f'{error} Look at describe.weights and bins.') from error
   return dataclasses.replace(
     describer, edges_cb=edges_cb, lower_c=lower_c, upper_c=upper_c
   )

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -59,6 +60,10 @@ class Checkpoints:
     # Orbax would return False and save nothing.
     if self.step is not None and step <= self.step:
       raise ValueError(f'Steps grow: {step=} after {self.step=}.')
+    # Asked first: the writers' many threads fail with a traceback each.
+    need = 1.1 * sum(x.nbytes for x in jax.tree.leaves(state)) + 2**20
+    if shutil.disk_usage(self._manager.directory).free < need:
+      raise self._full()
     with self._needing_room():
       self._manager.save(
         step,
@@ -102,8 +107,11 @@ class Checkpoints:
       # Orbax passes on what the writer of arrays says as a ValueError.
       if 'No space left on device' not in str(e):
         raise
-      raise UserError(
-        'The disk is full: no checkpoint could be saved in '
-        f'{self._manager.directory}, the one before is whole. Make room and '
-        'give the same command again.'
-      ) from e
+      raise self._full() from e
+
+  def _full(self):
+    return UserError(
+      'The disk is full: no checkpoint could be saved in '
+      f'{self._manager.directory}, the one before is whole. Make room and '
+      'give the same command again.'
+    )

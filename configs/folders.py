@@ -23,7 +23,7 @@ def get_config(sources='main'):
   c.source = ConfigDict({n: default.source() for n in sources.split(',')})
   c.describe.resize = c.describe.crop = 64
   c.describe.batch = 64
-  c.model.trunk, c.model.width = 'resnet26', 0.5
+  c.model.trunk, c.model.width = 'resnet26', 0.25
   c.model.momentum = 0.9
   c.pretrain.steps = 2000
   c.train.resize, c.train.crop = 72, 64

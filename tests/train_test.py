@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import itertools
 
@@ -233,11 +234,21 @@ def test_a_loss_that_is_not_finite_stops_before_the_checkpoint():
   assert saved == list(range(1, len(written) + 1))
 
 
-def test_the_bar_counts_images(capsys):
-  fit(compiled(), batches(2), 2, label='round 3')
-  shown = capsys.readouterr().err
-  assert 'round 3' in shown
-  assert '64' in shown
+def test_the_bar_counts_images(monkeypatch):
+  shown = []
+
+  class Bar(contextlib.nullcontext):
+    def __init__(self, total, label, initial):
+      super().__init__(self)
+      shown.append((total, label, initial))
+
+    def update(self, images):
+      shown.append(images)
+
+  monkeypatch.setattr(train.progress, 'bar', Bar)
+  fit(compiled(), batches(2), 3, first=1, label='round 3')
+  # Two micro-batches of eight target and eight source images an update.
+  assert shown == [(96, 'round 3', 32), 32, 32]
 
 
 @pytest.mark.parametrize('count', [1, 3])

@@ -40,6 +40,7 @@ def get_config():
   c.describe.crop = 224  # pixels
   c.describe.bins = 32  # per channel; the release: 32 Gabor, 100 AlexNet
   c.describe.batch = 32  # images
+  c.describe.decimate = False  # gabor: coarse scales at fewer points
   c.describe.weights = ''  # conv: file of the frozen network
   c.describe.layers = ('conv1',)  # conv
   c.describe.activation = 'after'  # conv: before or after the nonlinearity

@@ -25,36 +25,39 @@ from sjft_jax.ops import divergence, gabor, histograms, quantiles
 class Bank:
   """A frozen filter bank, with the images it wants.
 
-  responses: uint8 RGB [n, crop, crop, 3] -> a list with one float32
-    [n, h, w, c] per layer; pure and jit-able.
+  responses: uint8 RGB [n, crop, crop, 3] -> a list of maps, float32
+    [n, h, w, channels]; pure and jit-able. The order of a map's points is of
+    no consequence, as long as it is the same for every image.
+  layer_c: layer of every channel of all maps in turn, int32 [c].
+  names: what the channels are called, in the same order.
   resize: side in pixels to which images are resized, aspect not kept.
   crop: side in pixels of the centre that is kept.
   """
 
   responses: Callable
+  layer_c: np.ndarray
+  names: tuple[str, ...]
   resize: int
   crop: int
 
   @functools.cached_property
   def shapes(self):
-    """(h, w, c) of every layer."""
+    """(h, w, channels) of every map."""
     image = jax.ShapeDtypeStruct((1, self.crop, self.crop, 3), np.uint8)
     return [r.shape[1:] for r in jax.eval_shape(self.responses, image)]
 
-  @property
-  def layer_c(self):
-    """The layer of every channel, int32 [c]."""
-    return np.concatenate(
-      [np.full(s[-1], i, np.int32) for i, s in enumerate(self.shapes)]
-    )
-
 
 def _gabor(c):
-  return gabor.make_responses(c.crop)[0]
+  return gabor.make_responses(c.crop, c.decimate)
 
 
 def _conv(c):
-  return conv_bank.load(c.weights, tuple(c.layers), c.activation)[0]
+  responses, layer_c = conv_bank.load(c.weights, tuple(c.layers), c.activation)
+  names = [
+    f'{c.layers[layer]}, {i - np.searchsorted(layer_c, layer)}'
+    for i, layer in enumerate(layer_c)
+  ]
+  return responses, layer_c, names
 
 
 BANKS = {'gabor': _gabor, 'conv': _conv}
@@ -74,7 +77,14 @@ def load_bank(c) -> Bank:
     raise UserError(
       f'describe.crop must be 1..describe.resize ({c.resize}), not {c.crop}.'
     )
-  return Bank(responses=BANKS[c.bank](c), resize=c.resize, crop=c.crop)
+  responses, layer_c, names = BANKS[c.bank](c)
+  return Bank(
+    responses=responses,
+    layer_c=layer_c,
+    names=tuple(names),
+    resize=c.resize,
+    crop=c.crop,
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,8 +134,8 @@ class Describer:
   @functools.cached_property
   def weight_d(self):
     """1 / (filters of the layer) for each bin, float64 [d]. Source: eq. 2."""
-    filters = [np.full(c, c, np.float64) for _, _, c in self.bank.shapes]
-    return np.repeat(1 / np.concatenate(filters), self.bins)
+    layer_c = self.bank.layer_c
+    return np.repeat(1 / np.bincount(layer_c)[layer_c], self.bins)
 
   def fractions(self, counts_nd):
     """Histograms of counts: each channel's bins sum to 1, float64 [n, d]."""
@@ -153,23 +163,29 @@ class Describer:
   @functools.cached_property
   def _counts(self):
     """uint8 images [n, h, w, 3] -> int32 [n, d], split over the devices."""
-    layer_c = self.bank.layer_c
-    edges = [self.edges_cb[layer_c == i] for i in range(layer_c.max() + 1)]
+    channels = [c for _, _, c in self.bank.shapes]
+    edges = np.split(self.edges_cb, np.cumsum(channels)[:-1])
 
     def counts(image_nhwc):
-      layers = self.bank.responses(image_nhwc)
+      maps = self.bank.responses(image_nhwc)
       return jnp.concatenate(
         [
           histograms.histogram(r, e).reshape(len(image_nhwc), -1)
-          for r, e in zip(layers, edges, strict=True)
+          for r, e in zip(maps, edges, strict=True)
         ],
         axis=1,
       )
 
+    def one_by_one(image_nhwc):
+      return jax.lax.map(lambda x_hwc: counts(x_hwc[None])[0], image_nhwc)
+
+    # An image's responses are counted while they lie in a CPU's cache, which is
+    # twice as fast; an accelerator wants all images at once.
+    work = one_by_one if jax.default_backend() == 'cpu' else counts
     split = PartitionSpec(meshes.AXIS)
     # Per-shard code: nothing of an image ever leaves its device.
     return jax.jit(
-      jax.shard_map(counts, mesh=self.mesh, in_specs=split, out_specs=split)
+      jax.shard_map(work, mesh=self.mesh, in_specs=split, out_specs=split)
     )
 
   def blocks(self, dataset, *, rows=1024, start=0):

@@ -11,7 +11,8 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'sjft_jax'
 # here, and within its group from those before it.
 LAYERS = [
   ['errors', 'files', 'progress'],
-  ['ops.divergence', 'ops.gabor', 'ops.hardness', 'ops.histograms'],
+  ['ops.cosine', 'ops.divergence', 'ops.gabor', 'ops.hardness'],
+  ['ops.histograms'],
   ['ops.losses', 'ops.quantiles', 'ops.topk'],
   ['mesh', 'workdirs', 'optim', 'checkpoints', 'metrics'],
   ['data.preprocess', 'data.packaged', 'data.datasets', 'data.pipelines'],

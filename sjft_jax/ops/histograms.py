@@ -1,14 +1,18 @@
 """Adaptive histograms: bins of equal mass over the target set, then counts."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 _FLOAT = np.finfo(np.float32)
 
-# Pixels compared in one pass over the running counts. Long enough to hide the
+# Of a vector of the processor: channels, or pixels of few channels.
+_LANES = 16
+# Values compared in one pass over the running counts. Long enough to hide the
 # traffic of the counts, short enough to compile in under a second.
-_PIXELS = 64
+_UNROLL = 64
 
 
 def quantile_edges(
@@ -158,27 +162,30 @@ def histogram(response_nhwc: jax.Array, edges_cb: jax.Array) -> jax.Array:
       f'{edges_cb.shape=}.'
     )
   pixels = height * width
-  response_npc = response_nhwc.reshape(images, pixels, channels)
+  # Of few channels, several pixels lie side by side in a vector.
+  beside = math.gcd(pixels, max(1, _LANES // channels))
+  rows = pixels // beside
+  value_nrc = response_nhwc.reshape(images, rows, -1)
+  edges_bc = jnp.tile(edges_cb.T, (1, beside))
 
   def at_least(start, length):
-    value_npc = jax.lax.dynamic_slice_in_dim(
-      response_npc, start, length, axis=1
-    )
+    part_nrc = jax.lax.dynamic_slice_in_dim(value_nrc, start, length, axis=1)
     # Unrolled: XLA's CPU backend vectorises a sum of arrays over channels, but
     # not a reduction over pixels.
     return sum(
-      (value_npc[:, i, None, :] >= edges_cb.T[None]).astype(jnp.int32)
+      (part_nrc[:, i, None, :] >= edges_bc[None]).astype(jnp.int32)
       for i in range(length)
     )
 
-  block = min(pixels, _PIXELS)
-  first = pixels % block or block
+  block = min(rows, _UNROLL)
+  first = rows % block or block
   above_nbc = jax.lax.fori_loop(
     0,
-    (pixels - first) // block,
+    (rows - first) // block,
     lambda i, total: total + at_least(first + i * block, block),
     at_least(0, first),
   )
+  above_nbc = above_nbc.reshape(images, -1, beside, channels).sum(axis=2)
   lower_nbc = jnp.pad(
     above_nbc, ((0, 0), (1, 0), (0, 0)), constant_values=pixels
   )

@@ -13,7 +13,7 @@ LAYERS = [
   ['errors', 'files', 'progress'],
   ['ops.cosine', 'ops.divergence', 'ops.gabor', 'ops.hardness'],
   ['ops.histograms'],
-  ['ops.losses', 'ops.quantiles', 'ops.topk'],
+  ['ops.losses', 'ops.quantiles', 'ops.release_edges', 'ops.topk'],
   ['mesh', 'workdirs', 'optim', 'checkpoints', 'metrics'],
   ['data.preprocess', 'data.packaged', 'data.datasets', 'data.pipelines'],
   ['data.bad_images'],

@@ -79,62 +79,6 @@ def close_first_bin(edges_cb: np.ndarray, lower_c: np.ndarray) -> np.ndarray:
   return np.maximum(edges_cb, above_c[:, None])
 
 
-def release_edges(
-  histogram_ch: np.ndarray,
-  lower_c: np.ndarray,
-  upper_c: np.ndarray,
-  count: int,
-  bins: int,
-) -> np.ndarray:
-  """The Caffe release's edges, from a fine uniform histogram.
-
-  Scans the fine cells from the lower bound up and adds up their mass p, as a
-  share of count + 1. Where k = floor(bins p) >= 1, the stretch scanned since
-  the last such place becomes k bins of equal width and p starts again at 0,
-  what exceeded k / bins being dropped. The bins left over share the rest, up to
-  the upper bound, evenly. Integers throughout, so no mass is lost to rounding.
-
-  Args:
-    histogram_ch: counts int64 [c, cells] of uniform cells on [lower, upper];
-      the release has 2,000.
-    lower_c: least value, float32 [c].
-    upper_c: greatest value, float32 [c].
-    count: values per channel.
-    bins: bins per channel, at least 2.
-
-  Returns:
-    Edges float32 [c, bins - 1], closed by `close_first_bin`.
-
-  Source: the authors' Caffe release of Ge & Yu, CVPR 2017.
-  """
-  edges_cb = np.stack(
-    [
-      _release_positions(cumulative_h, count, bins)
-      for cumulative_h in np.cumsum(histogram_ch, axis=1, dtype=np.int64)
-    ]
-  )
-  lower_c, upper_c = (
-    np.asarray(bound, np.float32) for bound in (lower_c, upper_c)
-  )
-  width_c = upper_c.astype(np.float64) - lower_c
-  edges_cb = lower_c[:, None] + width_c[:, None] * edges_cb
-  return close_first_bin(settle(edges_cb), settle(lower_c))
-
-
-def _release_positions(cumulative_h, count, bins):
-  """Edges of one channel as fractions of its range, float64 [bins - 1]."""
-  cells = len(cumulative_h)
-  edges, start, base = [], 0, 0
-  # The mass that makes one bin: the least p with floor(bins p) >= 1.
-  least = -(-(count + 1) // bins)
-  while (cell := np.searchsorted(cumulative_h, base + least)) < cells:
-    parts = bins * int(cumulative_h[cell] - base) // (count + 1)
-    edges.extend(np.linspace(start, cell + 1, parts + 1)[1:])
-    start, base = cell + 1, cumulative_h[cell]
-  edges.extend(np.linspace(start, cells, bins - len(edges) + 1)[1:-1])
-  return np.array(edges) / cells
-
-
 @jax.jit
 def histogram(response_nhwc: jax.Array, edges_cb: jax.Array) -> jax.Array:
   """Counts of every image's pixels in the bins of every channel.

@@ -1,4 +1,4 @@
-"""Residual trunks with identity mappings, wired as the Caffe release.
+"""Residual trunks: identity mappings as the Caffe release, or v1.5.
 
 A trunk is a Linen module from images to one pooled feature per image. Another
 trunk is another such module and a row in `TRUNKS`.
@@ -84,6 +84,22 @@ class BatchNorm(nn.Module):
     return y_mc.reshape(x_nhwc.shape).astype(x_nhwc.dtype)
 
 
+def max_pool_padded(x_nhwc: jax.Array) -> jax.Array:
+  """Maximum over 3 x 3 windows with stride 2, one pixel beyond every side.
+
+  out = floor((in - 1) / 2) + 1 for height and width: 112 becomes 56.
+
+  Args:
+    x_nhwc: floating point [n, h, w, c].
+
+  Returns:
+    Maxima, [n, floor((h - 1) / 2) + 1, floor((w - 1) / 2) + 1, c].
+
+  Source: torchvision's ResNet.
+  """
+  return nn.max_pool(x_nhwc, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+
 class Bottleneck(nn.Module):
   """1 x 1, 3 x 3 and 1 x 1 convolutions added to the raw sum before them.
 
@@ -96,6 +112,8 @@ class Bottleneck(nn.Module):
       not so after the stem.
     norm: makes a batch normalisation.
     dtype: of the arithmetic.
+
+  Source: the released train_val.prototxt; He et al., ECCV 2016.
   """
 
   features: int
@@ -108,39 +126,73 @@ class Bottleneck(nn.Module):
   @nn.compact
   def __call__(self, x_nhwc: jax.Array) -> jax.Array:
     """Returns the next raw sum, [n, h / stride, w / stride, 4 features]."""
-    # As a product a 1 x 1 convolution is twice as fast on CPUs.
-    pointwise = functools.partial(
-      nn.Dense, use_bias=False, kernel_init=_he_normal, dtype=self.dtype
-    )
+    conv = functools.partial(_convolution, dtype=self.dtype)
     x, sum_ = x_nhwc, x_nhwc
     if self.activate:
       x = nn.relu(self.norm(name='norm')(x))
     x = x[:, :: self.stride, :: self.stride]
     if self.project:
-      sum_ = pointwise(4 * self.features, name='branch1')(x)
-    x = pointwise(self.features, name='branch2a')(x)
+      sum_ = conv(4 * self.features, name='branch1')(x)
+    x = conv(self.features, name='branch2a')(x)
     x = nn.relu(self.norm(name='norm2a')(x))
-    x = nn.Conv(
-      self.features,
-      (3, 3),
-      padding=1,
-      use_bias=False,
-      kernel_init=_he_normal,
-      dtype=self.dtype,
-      name='branch2b',
-    )(x)
+    x = conv(self.features, 3, name='branch2b')(x)
     x = nn.relu(self.norm(name='norm2b')(x))
-    return sum_ + pointwise(4 * self.features, name='branch2c')(x)
+    return sum_ + conv(4 * self.features, name='branch2c')(x)
+
+
+class PostBottleneck(nn.Module):
+  """The v1.5 block: every convolution normalised, the sum rectified.
+
+  Attributes:
+    features: as `Bottleneck`.
+    stride: of the 3 x 3 convolution and of the projection.
+    project: as `Bottleneck`.
+    norm: as `Bottleneck`.
+    dtype: as `Bottleneck`.
+
+  Source: He et al., CVPR 2016; the stride as in torchvision and timm.
+  """
+
+  features: int
+  stride: int
+  project: bool
+  norm: type[nn.Module] | functools.partial
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x_nhwc: jax.Array) -> jax.Array:
+    """Returns the rectified sum, [n, h / stride, w / stride, 4 features]."""
+    conv = functools.partial(_convolution, dtype=self.dtype)
+    x, identity = x_nhwc, x_nhwc
+    if self.project:
+      strided = x_nhwc[:, :: self.stride, :: self.stride]
+      identity = conv(4 * self.features, name='branch1')(strided)
+      identity = self.norm(name='norm1')(identity)
+    x = conv(self.features, name='branch2a')(x)
+    x = nn.relu(self.norm(name='norm2a')(x))
+    x = conv(self.features, 3, self.stride, name='branch2b')(x)
+    x = nn.relu(self.norm(name='norm2b')(x))
+    x = conv(4 * self.features, name='branch2c')(x)
+    return nn.relu(identity + self.norm(name='norm2c')(x))
+
+
+# Block, pool, and whether sums are raw: normalised by whoever reads them.
+VARIANTS = {
+  'caffe': (Bottleneck, max_pool_ceil, True),
+  'v1.5': (PostBottleneck, max_pool_padded, False),
+}
 
 
 class ResNet(nn.Module):
-  """Pre-activation bottleneck ResNet up to its pooled feature.
+  """Bottleneck ResNet up to its pooled feature.
 
   Attributes:
     stage_sizes: blocks of stages 2, 3, 4 and 5.
     width: multiplies the kernels of every layer; 0.5 is half of them.
     stem: row of STEMS. 'imagenet' is 7x7/2 and the pool, 'strided' 3x3/2,
       'small' 3x3.
+    variant: row of VARIANTS. 'caffe' has identity mappings and is the
+      release's; 'v1.5' is what torchvision's and timm's weights need.
     momentum: of batch normalisation's running averages, per micro-batch.
     dtype: of the arithmetic. Parameters and statistics are float32.
 
@@ -151,6 +203,7 @@ class ResNet(nn.Module):
   stage_sizes: tuple[int, ...]
   width: float = 1.0
   stem: str = 'imagenet'
+  variant: str = 'caffe'
   momentum: float = 0.999
   dtype: DTypeLike = jnp.float32
 
@@ -164,35 +217,66 @@ class ResNet(nn.Module):
     """
     if self.stem not in STEMS:
       raise ValueError(f'One of {sorted(STEMS)}: {self.stem=}.')
+    if self.variant not in VARIANTS:
+      raise ValueError(f'One of {sorted(VARIANTS)}: {self.variant=}.')
     side, stride, pool = STEMS[self.stem]
+    make_block, max_pool, raw = VARIANTS[self.variant]
     norm = functools.partial(BatchNorm, train, self.momentum)
     features = round(64 * self.width)
-    x = nn.Conv(
-      features,
-      (side, side),
-      (stride, stride),
-      padding=side // 2,
-      use_bias=False,
-      kernel_init=_he_normal,
-      dtype=self.dtype,
-      name='conv1',
-    )(image_nhwc)
-    x = nn.relu(norm(name='norm1')(x))
+    conv1 = _convolution(features, side, stride, dtype=self.dtype, name='conv1')
+    x = nn.relu(norm(name='norm1')(conv1(image_nhwc)))
     if pool:
-      x = max_pool_ceil(x)
+      x = max_pool(x)
     for stage, size in enumerate(self.stage_sizes):
       for block in range(size):
-        x = Bottleneck(
+        reads_sum = {'activate': stage > 0 or block > 0} if raw else {}
+        x = make_block(
           features * 2**stage,
           stride=2 if stage > 0 and block == 0 else 1,
           project=block == 0,
-          activate=stage > 0 or block > 0,
+          **reads_sum,
           norm=norm,
           dtype=self.dtype,
           name=f'res{stage + 2}_{block}',
         )(x)
-    x = nn.relu(norm(name='norm5')(x))
+    if raw:
+      x = nn.relu(norm(name='norm5')(x))
     return x.mean(axis=(1, 2), dtype=jnp.float32)
+
+
+def _convolution(features, side=1, stride=1, *, dtype, name):
+  """A convolution without bias that keeps h and w but for the stride."""
+  shared = dict(use_bias=False, kernel_init=_he_normal, dtype=dtype, name=name)
+  if side == 1:
+    # As a product a 1 x 1 convolution is twice as fast on CPUs.
+    return nn.Dense(features, **shared)
+  return nn.Conv(
+    features,
+    (side, side),
+    (stride, stride),
+    padding=side // 2,
+    conv_general_dilated=_convolve,
+    **shared,
+  )
+
+
+def _convolve(x_nhwc, kernel_hwio, strides, padding, **options):
+  """As XLA has it; as one product where the kernel is larger than the map."""
+  h, w, i, o = kernel_hwio.shape
+  if x_nhwc.shape[1] >= h and x_nhwc.shape[2] >= w:
+    return jax.lax.conv_general_dilated(
+      x_nhwc, kernel_hwio, strides, padding, **options
+    )
+  # XLA would exchange map and kernel, for which CPUs have a naive loop only.
+  x_nhwc = jnp.pad(x_nhwc, ((0, 0), *padding, (0, 0)))
+  rows, columns = (
+    range(x_nhwc.shape[axis] - side + 1)[::stride]
+    for axis, side, stride in zip((1, 2), (h, w), strides, strict=True)
+  )
+  windows = [x_nhwc[:, a : a + h, b : b + w] for a in rows for b in columns]
+  x_pnk = jnp.stack(windows, axis=1).reshape(-1, h * w * i)
+  y_pno = x_pnk @ kernel_hwio.reshape(-1, o)
+  return y_pno.reshape(-1, len(rows), len(columns), o)
 
 
 TRUNKS = {

@@ -52,6 +52,16 @@ def test_resnet152_is_the_released_network():
   assert list(sides.values()) == [112, 56, 28, 14, 7]
 
 
+def test_v1_5_is_the_common_resnet152():
+  """Without its classifier 58,143,808 parameters, as published weights."""
+  trunk = resnet.TRUNKS['resnet152'](variant='v1.5')
+  _, variables = abstract(trunk, 224)
+  params = shapes(variables['params'])
+  assert sum(name.endswith('kernel') for name in params) == 155
+  assert sum(name.endswith('scale') for name in params) == 155
+  assert sum(np.prod(shape) for shape in params.values()) == 58_143_808
+
+
 @pytest.mark.parametrize('name', resnet.TRUNKS)
 def test_width_halves_the_kernels_of_every_layer(name):
   _, full = abstract(resnet.TRUNKS[name](), 64)
@@ -68,11 +78,14 @@ def test_max_pool_keeps_the_windows_that_are_cut(size):
   x = np.random.default_rng(0).normal(size=(2, size, size + 1, 3))
   pooled = resnet.max_pool_ceil(jnp.asarray(x, jnp.float32))
   np.testing.assert_array_equal(pooled, pool(x.astype(np.float32)))
+  pooled = resnet.max_pool_padded(jnp.asarray(x, jnp.float32))
+  np.testing.assert_array_equal(pooled, pool_padded(x.astype(np.float32)))
 
 
-def test_unknown_stem_is_named():
+@pytest.mark.parametrize('setting', ['stem', 'variant'])
+def test_unknown_stem_or_variant_is_named(setting):
   with pytest.raises(ValueError, match='huge'):
-    abstract(resnet.TRUNKS['resnet26'](stem='huge'), 32)
+    abstract(resnet.TRUNKS['resnet26'](**{setting: 'huge'}), 32)
 
 
 def random_variables(trunk, size):
@@ -97,13 +110,16 @@ def apply(trunk, variables, image, train):
 
 
 @pytest.mark.parametrize('train', [False, True])
-@pytest.mark.parametrize('stem', resnet.STEMS)
-def test_forward_equals_loops_in_float64(stem, train):
-  trunk = resnet.ResNet((2, 1), width=1 / 32, stem=stem)
+@pytest.mark.parametrize(
+  ('variant', 'stem'),
+  [('v1.5', 'imagenet'), *(('caffe', stem) for stem in resnet.STEMS)],
+)
+def test_forward_equals_loops_in_float64(variant, stem, train):
+  trunk = resnet.ResNet((2, 1), width=1 / 32, stem=stem, variant=variant)
   variables = random_variables(trunk, 13)
   image = np.random.default_rng(1).normal(size=(3, 13, 13, 3), scale=50)
   feature, updated = apply(trunk, variables, image, train)
-  expected, statistics = forward(variables, image, stem, train)
+  expected, statistics = forward(variables, image, variant, stem, train)
   np.testing.assert_allclose(feature, expected, rtol=1e-4, atol=1e-5)
   if train:
     flat = traverse_util.flatten_dict(updated['batch_stats'], sep='/')
@@ -111,15 +127,15 @@ def test_forward_equals_loops_in_float64(stem, train):
       np.testing.assert_allclose(flat[name], value, rtol=1e-4, atol=1e-4)
 
 
-def forward(variables, image, stem, train):
-  """The release's wiring for stages (2, 1), written out block by block."""
+def forward(variables, image, variant, stem, train):
+  """The wiring for stages (2, 1), written out block by block."""
   float64 = functools.partial(np.asarray, dtype=np.float64)
   p = traverse_util.flatten_dict(variables['params'], sep='/')
   s = traverse_util.flatten_dict(variables['batch_stats'], sep='/')
   p, s = jax.tree.map(float64, (p, s))
   statistics = {}
 
-  def act(x, name):
+  def norm(x, name):
     mean, var = s[f'{name}/mean'], s[f'{name}/var']
     if train:
       batch = x.reshape(-1, x.shape[-1])
@@ -129,7 +145,10 @@ def forward(variables, image, stem, train):
         statistics[f'{name}/{kind}'] = (old * (weight - 1) + new) / weight
       mean, var = batch.mean(0), batch.var(0)
     x = (x - mean) / np.sqrt(var + 1e-5)
-    return np.maximum(x * p[f'{name}/scale'] + p[f'{name}/bias'], 0)
+    return x * p[f'{name}/scale'] + p[f'{name}/bias']
+
+  def act(x, name):
+    return np.maximum(norm(x, name), 0)
 
   def one(x, name):
     return np.einsum('nhwi,io->nhwo', x, p[f'{name}/kernel'])
@@ -139,8 +158,20 @@ def forward(variables, image, stem, train):
     x = conv(x, p[f'{name}/branch2b/kernel'], 1)
     return one(act(x, f'{name}/norm2b'), f'{name}/branch2c')
 
+  def post(x, name, stride=1):
+    y = act(one(x, f'{name}/branch2a'), f'{name}/norm2a')
+    y = conv(y, p[f'{name}/branch2b/kernel'], stride)
+    y = one(act(y, f'{name}/norm2b'), f'{name}/branch2c')
+    if name.endswith('_0'):
+      x = one(x[:, ::stride, ::stride], f'{name}/branch1')
+      x = norm(x, f'{name}/norm1')
+    return np.maximum(x + norm(y, f'{name}/norm2c'), 0)
+
   stride = {'imagenet': 2, 'strided': 2, 'small': 1}[stem]
   x = act(conv(image, p['conv1/kernel'], stride), 'norm1')
+  if variant == 'v1.5':
+    x = post(post(pool_padded(x), 'res2_0'), 'res2_1')
+    return post(x, 'res3_0', 2).mean((1, 2)), statistics
   x = pool(x) if stem == 'imagenet' else x
   x = one(x, 'res2_0/branch1') + inner(x, 'res2_0')
   x = x + inner(act(x, 'res2_1/norm'), 'res2_1')
@@ -173,6 +204,20 @@ def conv(x, kernel, stride):
 def pool(x):
   """Caffe: windows start at 0, 2, ...; as many as it takes to see the end."""
   starts = [range(0, 2 * -(-(size - 3) // 2) + 1, 2) for size in x.shape[1:3]]
+  return np.stack(
+    [
+      np.stack([x[:, i : i + 3, j : j + 3].max((1, 2)) for j in starts[1]], 1)
+      for i in starts[0]
+    ],
+    1,
+  )
+
+
+def pool_padded(x):
+  """Windows start at -1, 1, 3, ...; the last one begins inside."""
+  starts = [range(0, size, 2) for size in x.shape[1:3]]
+  around = [(0, 0), (1, 1), (1, 1), (0, 0)]
+  x = np.pad(x, around, constant_values=-np.inf)
   return np.stack(
     [
       np.stack([x[:, i : i + 3, j : j + 3].max((1, 2)) for j in starts[1]], 1)

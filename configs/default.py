@@ -36,13 +36,16 @@ def get_config():
   # Low-level descriptors.
   c.describe = ConfigDict()
   c.describe.bank = 'gabor'  # gabor or conv
-  c.describe.resize = 256  # pixels
-  c.describe.crop = 224  # pixels
+  c.describe.resize = 0  # pixels; 0 = as the bank's filters were made for
+  c.describe.crop = 0  # pixels; 0 = as the bank's filters were made for
   c.describe.bins = 32  # per channel; the release: 32 Gabor, 100 AlexNet
+  c.describe.edges = 'paper'  # paper (true quantiles) or caffe
   c.describe.batch = 32  # images
   c.describe.decimate = False  # gabor: coarse scales at fewer points
   c.describe.weights = ''  # conv: file of the frozen network
   c.describe.layers = ('conv1',)  # conv
+  c.describe.weights = ''  # conv: a file written by sjft_jax.convert
+  c.describe.layers = ()  # conv; () = AlexNet's conv1, conv2
   c.describe.activation = 'after'  # conv: before or after the nonlinearity
 
   # Selection: K images of the source for every target image.

@@ -43,21 +43,55 @@ class Bank:
   @functools.cached_property
   def shapes(self):
     """(h, w, channels) of every map."""
-    image = jax.ShapeDtypeStruct((1, self.crop, self.crop, 3), np.uint8)
-    return [r.shape[1:] for r in jax.eval_shape(self.responses, image)]
+    return _shapes(self.responses, self.crop)
 
 
 def _gabor(c):
-  return gabor.make_responses(c.crop, c.decimate)
+  resize, crop = _sides(c, 256, 224)
+  responses, names = gabor.make_responses(crop, c.decimate)
+  return Bank(
+    responses=responses,
+    # One layer, whatever the number of maps.
+    layer_c=np.zeros(len(names), np.int32),
+    names=names,
+    resize=resize,
+    crop=crop,
+  )
 
 
 def _conv(c):
-  responses, layer_c = conv_bank.load(c.weights, tuple(c.layers), c.activation)
-  names = [
-    f'{c.layers[layer]}, {i - np.searchsorted(layer_c, layer)}'
-    for i, layer in enumerate(layer_c)
-  ]
-  return responses, layer_c, names
+  responses, layers, wanted = conv_bank.load(
+    c.weights, tuple(c.layers), c.activation
+  )
+  resize, crop = _sides(c, wanted.resize, wanted.crop)
+  channels = [c for _, _, c in _shapes(responses, crop)]
+  return Bank(
+    responses=responses,
+    layer_c=np.repeat(np.arange(len(layers), dtype=np.int32), channels),
+    names=tuple(
+      f'{layer}, kernel {i}'
+      for layer, n in zip(layers, channels, strict=True)
+      for i in range(n)
+    ),
+    resize=resize,
+    crop=crop,
+  )
+
+
+def _sides(c, resize, crop):
+  """The settings' sides in pixels; those of the bank where they are 0."""
+  resize, crop = c.resize or resize, c.crop or crop
+  if not 0 < crop <= resize:
+    raise UserError(
+      f'describe.crop must be 1..describe.resize ({resize}), not {crop}.'
+    )
+  return resize, crop
+
+
+def _shapes(responses, crop):
+  """(h, w, channels) of every map."""
+  image = jax.ShapeDtypeStruct((1, crop, crop, 3), np.uint8)
+  return [r.shape[1:] for r in jax.eval_shape(responses, image)]
 
 
 BANKS = {'gabor': _gabor, 'conv': _conv}
@@ -73,18 +107,7 @@ def load_bank(c) -> Bank:
     raise UserError(
       f'describe.bank is one of {", ".join(BANKS)}, not {c.bank!r}.'
     )
-  if not 0 < c.crop <= c.resize:
-    raise UserError(
-      f'describe.crop must be 1..describe.resize ({c.resize}), not {c.crop}.'
-    )
-  responses, layer_c, names = BANKS[c.bank](c)
-  return Bank(
-    responses=responses,
-    layer_c=layer_c,
-    names=tuple(names),
-    resize=c.resize,
-    crop=c.crop,
-  )
+  return BANKS[c.bank](c)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

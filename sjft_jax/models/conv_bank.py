@@ -1,230 +1,150 @@
 """Frozen convolutions of a pretrained network as a filter bank.
 
-A network is a tuple of layers: data that names its arrays, and a function of
-the map below. SqueezeNet v1.0 is one; another is another tuple.
+The weight file says which network it holds and what input that wants. Another
+network is a row in `NETWORKS`.
 """
 
 import dataclasses
-import zipfile
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from sjft_jax import errors
+from sjft_jax.errors import UserError
+from sjft_jax.models import alexnet, squeezenet, weight_files
+from sjft_jax.models.convention import Convention
+from sjft_jax.models.frozen import Network
 
-# What Caffe's ImageNet models subtract from blue, green and red bytes.
-_MEAN_BGR = (104.0, 117.0, 123.0)
+NETWORKS = {
+  'alexnet_caffe': alexnet.CAFFE,
+  'alexnet_torchvision': alexnet.TORCHVISION,
+  'squeezenet_v1_0': squeezenet.V1_0,
+}
 
-
-@dataclasses.dataclass(frozen=True)
-class Conv:
-  """A convolution."""
-
-  name: str
-  stride: int = 1
-  padding: int = 0
-
-  @property
-  def arrays(self) -> tuple[str, ...]:
-    """Names of the weights, each with `/W` and `/b` in the file."""
-    return (self.name,)
-
-  def __call__(self, map_nhwc, weights):
-    """The layer's response before its nonlinearity."""
-    return _convolve(
-      map_nhwc, *weights[self.name], stride=self.stride, padding=self.padding
-    )
+_PREFIX = weight_files.TRUNK[0]
+_PARTS = 'kernel', 'bias'
 
 
-@dataclasses.dataclass(frozen=True)
-class Fire:
-  """SqueezeNet's module: a 1x1 squeeze, then 1x1 and 3x3 side by side."""
-
-  name: str
-
-  @property
-  def arrays(self) -> tuple[str, ...]:
-    """Names of the weights, each with `/W` and `/b` in the file."""
-    parts = 'conv1x1_1', 'conv1x1_2', 'conv3x3_2'
-    return tuple(f'{self.name}/{part}' for part in parts)
-
-  def __call__(self, map_nhwc, weights):
-    """The layer's response before its nonlinearity."""
-    squeeze, narrow, wide = (weights[name] for name in self.arrays)
-    map_nhwc = jax.nn.relu(_convolve(map_nhwc, *squeeze))
-    both = _convolve(map_nhwc, *narrow), _convolve(map_nhwc, *wide, padding=1)
-    return jnp.concatenate(both, axis=-1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pool:
-  """Caffe's max-pool: the last window may reach over the edge."""
-
-  window: int = 3
-  stride: int = 2
-  name = None
-  arrays = ()
-
-  def __call__(self, map_nhwc, weights):
-    """The largest value of every window."""
-    _, *size, _ = map_nhwc.shape
-    over = [-(n - self.window) % self.stride for n in size]
-    if min(n + o for n, o in zip(size, over, strict=True)) < self.window:
-      raise errors.UserError(_too_small('a pool', size, self.window))
-    return jax.lax.reduce_window(
-      map_nhwc,
-      -jnp.inf,
-      jax.lax.max,
-      window_dimensions=(1, self.window, self.window, 1),
-      window_strides=(1, self.stride, self.stride, 1),
-      padding=((0, 0), *((0, o) for o in over), (0, 0)),
-    )
-
-
-SQUEEZENET = (
-  Conv('conv1', stride=2),
-  Pool(),
-  *(Fire(f'fire{i}') for i in (2, 3, 4)),
-  Pool(),
-  *(Fire(f'fire{i}') for i in (5, 6, 7, 8)),
-  Pool(),
-  Fire('fire9'),
-)
+def tensor_shapes(network: Network) -> dict[str, tuple[int, ...]]:
+  """{tensor: shape} of a network as they stand in a weight file."""
+  return {
+    f'{_PREFIX}{name}/{part}': shape
+    for name, shapes in network.shapes().items()
+    for part, shape in zip(_PARTS, shapes, strict=True)
+  }
 
 
 def load(
   path: str,
-  layers: Sequence[str] = ('conv1',),
+  layers: Sequence[str] = (),
   activation: str = 'after',
-  network: Sequence[Conv | Fire | Pool] = SQUEEZENET,
-) -> tuple[Callable, np.ndarray]:
+  networks: Mapping[str, Network] = NETWORKS,
+) -> tuple[Callable, tuple[str, ...], Convention]:
   """Reads a network's weights and makes a filter bank of some of its layers.
 
-  Input bytes are turned to BGR, less (104, 117, 123), undivided. A fire
-  module's channels are its 1x1 kernels, then its 3x3 kernels.
-
   Args:
-    path: an .npz file with `<array>/W` (OIHW) and `<array>/b`.
-    layers: names of the layers that respond.
+    path: a file written by `sjft_jax.convert`.
+    layers: names of the layers that respond; none for the network's default,
+      conv1 and conv2 of AlexNet.
     activation: 'before' or 'after' the layer's ReLU.
-    network: the layers, from the input up.
+    networks: the networks that the file may hold.
 
   Returns:
     The function uint8 RGB [n, h, w, 3] -> list of float32 [n, h', w', c], one
-    per layer in the network's order, a pytree that may be passed into jit; and
-    the position in that list of every channel, int32 [channels of all layers].
+    per layer in the network's order, a pytree that may be passed into jit. To
+    the bit, an image's responses do not depend on what else is in the batch,
+    nor on its size. The names of those layers. And the input that the weights
+    want, which the function makes of the bytes; what remains is to resize and
+    to crop.
 
   Raises:
-    errors.UserError: if the file, a layer or an array is missing or unfit, or
-      (from the function) the images are too small for the network.
+    UserError: if the file, a layer or an array is missing or unfit, or (from
+      the function) the images are too small for the network.
+
+  Source: Ge & Yu, CVPR 2017, section 3.2.1: after the nonlinearity; the
+  release: before it.
   """
   if activation not in ('before', 'after'):
-    raise errors.UserError(
+    raise UserError(
       f"A conv bank needs activation 'before' or 'after', got {activation!r}."
     )
-  known = [layer.name for layer in network if layer.name]
-  unknown = [name for name in layers if name not in known]
-  if unknown or not layers:
-    raise errors.UserError(
-      f'A conv bank needs layers out of {", ".join(known)}, '
-      f'got {", ".join(unknown) or "none"}.'
+  weights = weight_files.read(path)
+  if weights.network not in networks:
+    raise UserError(
+      f'A conv bank needs weights of {", ".join(networks)}; those in {path} '
+      f'are of {weights.network}.'
     )
-  last = max(i for i, layer in enumerate(network) if layer.name in layers)
-  network = tuple(network[: last + 1])
-  weights = _read(path, [name for layer in network for name in layer.arrays])
-  responses = jax.tree_util.Partial(
-    _Responses(network, frozenset(layers), activation == 'before'), weights
+  whole = networks[weights.network]
+  layers = tuple(layers) or whole.default
+  if unknown := [name for name in layers if name not in whole.names]:
+    raise UserError(
+      f'The layers of {weights.network} are {", ".join(whole.names)}; '
+      f'got {", ".join(unknown)}.'
+    )
+  network = whole.upto(layers)
+  wanted, known = tensor_shapes(network), tensor_shapes(whole)
+  trunk = {
+    name: value
+    for name, value in weights.tensors.items()
+    if not name.startswith(weight_files.HEAD)
+  }
+  if misfits := weight_files.misfits(trunk, wanted, known):
+    raise UserError(
+      f'The weights in {path} are no {weights.network}: {"; ".join(misfits)}.'
+    )
+  arrays = {
+    name: tuple(
+      jnp.asarray(trunk[f'{_PREFIX}{name}/{part}'], jnp.float32)
+      for part in _PARTS
+    )
+    for name in network.shapes()
+  }
+  responses = _Responses(
+    network,
+    frozenset(layers),
+    activation == 'before',
+    weights.convention,
+    _together(),
   )
-  try:
-    example = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.uint8)
-    shapes = [r.shape for r in jax.eval_shape(responses, example)]
-  except (TypeError, ValueError) as error:
-    reason = str(error).splitlines()[0]
-    raise errors.UserError(
-      f'Weights in {path} do not fit together as the network: {reason}'
-    ) from error
-  channels = [shape[-1] for shape in shapes]
-  return responses, np.repeat(np.arange(len(shapes), dtype=np.int32), channels)
+  chosen = tuple(name for name in network.names if name in layers)
+  function = jax.tree_util.Partial(responses, arrays)
+  return function, chosen, weights.convention
+
+
+def _together():
+  """Images that pass the network at a time."""
+  # On CPUs a batch misses the caches: one by one is 1.5 x as fast. The other
+  # number is untried, large enough to fill an accelerator.
+  return 1 if jax.default_backend() == 'cpu' else 32
 
 
 @dataclasses.dataclass(frozen=True)
 class _Responses:
-  """The bank's function of (weights, images); equal banks compile once."""
+  """The bank's function of (arrays, images); equal banks compile once."""
 
-  network: tuple[Conv | Fire | Pool, ...]
+  network: Network
   chosen: frozenset[str]
   before: bool
+  convention: Convention
+  together: int
 
-  def __call__(self, weights, image_nhwc):
-    # One image at a time: its responses do not depend on its batch, to the bit,
-    # and on CPU come no later.
-    return jax.lax.map(lambda x_hwc: self._respond(weights, x_hwc), image_nhwc)
-
-  def _respond(self, weights, image_hwc):
-    mean_bgr = jnp.array(_MEAN_BGR).reshape(1, 1, 1, 3)
-    map_nhwc = image_hwc[None, ..., ::-1].astype(jnp.float32) - mean_bgr
-    responses = []
-    for layer in self.network:
-      map_nhwc = layer(map_nhwc, weights)
-      if layer.name in self.chosen and self.before:
-        responses.append(map_nhwc)
-      if layer.name:
-        map_nhwc = jax.nn.relu(map_nhwc)
-      if layer.name in self.chosen and not self.before:
-        responses.append(map_nhwc)
-    return [response_nhwc[0] for response_nhwc in responses]
-
-
-def _read(path, names):
-  """The named arrays as {name: (kernel HWIO, bias)}, float32."""
-  try:
-    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as archive:
-      found = {key: archive[key] for key in archive.files}
-  except OSError as error:
-    raise errors.UserError(
-      f'Weights need a readable .npz file, got {path}: {error.strerror}.'
-    ) from error
-  except (AttributeError, EOFError, TypeError, ValueError, zipfile.BadZipFile):
-    raise errors.UserError(
-      f'Weights need an .npz file of plain arrays; {path} is none.'
-    ) from None
-  keys = [f'{name}/{part}' for name in names for part in 'Wb']
-  if missing := [key for key in keys if key not in found]:
-    raise errors.UserError(f'Weights in {path} lack {", ".join(missing)}.')
-  weights = {}
-  for name in names:
-    kernel_oihw, bias_o = found[f'{name}/W'], found[f'{name}/b']
-    if kernel_oihw.ndim != 4 or bias_o.shape != kernel_oihw.shape[:1]:
-      raise errors.UserError(
-        f'Weights in {path} need {name}/W [o, i, h, w] and {name}/b [o], '
-        f'got {kernel_oihw.shape} and {bias_o.shape}.'
-      )
-    kernel_hwio = kernel_oihw.transpose(2, 3, 1, 0)
-    weights[name] = tuple(
-      jnp.asarray(x, jnp.float32) for x in (kernel_hwio, bias_o)
+  def __call__(self, arrays, image_nhwc):
+    # Always as many images in one pass, so that every image meets the same
+    # program whatever the size of its batch.
+    n, *shape = image_nhwc.shape
+    short = -n % self.together
+    image_nhwc = jnp.pad(image_nhwc, ((0, short), (0, 0), (0, 0), (0, 0)))
+    passes = jax.lax.map(
+      functools.partial(self._respond, arrays),
+      image_nhwc.reshape(-1, self.together, *shape),
     )
-  return weights
+    return [x.reshape(-1, *x.shape[2:])[:n] for x in passes]
 
-
-def _convolve(map_nhwc, kernel_hwio, bias_o, stride=1, padding=0):
-  size, taps = map_nhwc.shape[1:3], kernel_hwio.shape[:2]
-  if min(n + 2 * padding - t for n, t in zip(size, taps, strict=True)) < 0:
-    raise errors.UserError(_too_small('a kernel', size, taps[0]))
-  map_nhwc = jax.lax.conv_general_dilated(
-    map_nhwc,
-    kernel_hwio,
-    window_strides=(stride, stride),
-    padding=((padding, padding), (padding, padding)),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    precision=jax.lax.Precision.HIGHEST,
-  )
-  return map_nhwc + bias_o.reshape(1, 1, 1, -1)
-
-
-def _too_small(what, size, least):
-  return (
-    f'The conv bank needs larger images: {what} of {least} x {least} came upon '
-    f'a map of {size[0]} x {size[1]}; raise the crop or choose lower layers.'
-  )
+  def _respond(self, arrays, image_nhwc):
+    found = self.network.responses(self.convention(image_nhwc), arrays)
+    return [
+      before if self.before else after
+      for name, before, after in found
+      if name in self.chosen
+    ]

@@ -197,7 +197,7 @@ def luma(image_nhwc: jax.Array) -> jax.Array:
 
 def make_responses(
   size: int, decimate: bool = False
-) -> tuple[Callable, np.ndarray, list[str]]:
+) -> tuple[Callable, tuple[str, ...]]:
   """The default bank for square images.
 
   Args:
@@ -207,21 +207,20 @@ def make_responses(
 
   Returns:
     The function uint8 RGB [n, size, size, 3] -> list of 16 maps, float32
-    [n, h, w, 2 or 4], a pytree that may be passed into jit; the layer of every
-    channel, int32 [48], all 0; and its name. A map holds every point once, but
-    folded (see `cosine.respond`), which histograms do not notice.
+    [n, h, w, 2 or 4], a pytree that may be passed into jit; and the names of
+    its 48 channels, maps in turn. A map holds every point once, but folded (see
+    `cosine.respond`), which histograms do not notice.
   """
   kernels = bank()
   spacings = (4, 2, 1, 1) if decimate else (1, 1, 1, 1)
   filters = prepare(kernels, size, size, spacings)
-  names = [
+  names = tuple(
     f'scale {scale}, {n * 180 // len(kernel_oyx)} degrees, {part}'
     for scale, kernel_oyx in enumerate(kernels, 1)
     for n in _order(len(kernel_oyx))
     for part in ('real', 'imaginary')
-  ]
-  layer_c = np.zeros(len(names), np.int32)
-  return jax.tree_util.Partial(_respond, filters), layer_c, names
+  )
+  return jax.tree_util.Partial(_respond, filters), names
 
 
 def _respond(filters, image_nhwc):

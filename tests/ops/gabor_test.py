@@ -103,14 +103,14 @@ def test_fewer_points_are_points_of_the_same_response():
 
 
 def test_flat_image_gives_no_response():
-  responses, *_ = gabor.make_responses(40)
+  responses, _ = gabor.make_responses(40)
   image = np.full((1, 40, 40, 3), 255, np.uint8)
   assert not any(np.any(r) for r in responses(image))
 
 
 @pytest.mark.parametrize('decimate', [False, True])
 def test_the_maps_hold_every_point_once_under_the_names(decimate):
-  responses, _, names = gabor.make_responses(20, decimate)
+  responses, names = gabor.make_responses(20, decimate)
   image = np.random.default_rng(2).integers(0, 256, (1, 20, 20, 3), np.uint8)
   folded = [m.reshape(-1, m.shape[-1]).T for m in responses(image)]
   values = dict(zip(names, (v for m in folded for v in m), strict=True))
@@ -135,7 +135,7 @@ def test_grey_is_bt601_in_the_range_of_bytes():
 
 
 def test_an_image_alone_responds_as_in_a_batch_over_devices():
-  responses, layer_c, _ = gabor.make_responses(24)
+  responses, names = gabor.make_responses(24)
   image = np.random.default_rng(1).integers(0, 256, (16, 24, 24, 3), np.uint8)
   auto = jax.sharding.AxisType.Auto
   mesh = jax.make_mesh((8,), ('data',), axis_types=(auto,))
@@ -144,7 +144,7 @@ def test_an_image_alone_responds_as_in_a_batch_over_devices():
     jax.shard_map(responses, mesh=mesh, in_specs=data, out_specs=data)
   )
   together = jax.jit(responses)(image)
-  assert sum(m.shape[-1] for m in together) == len(layer_c) == 48
+  assert sum(m.shape[-1] for m in together) == len(names) == 48
   assert all(m.shape[:3] == (16, 24, 24) for m in together)
   jax.tree.map(np.testing.assert_array_equal, sharded(image), together)
   for i in (0, 9):

@@ -1,0 +1,126 @@
+"""Weights as safetensors that say what they are and what input they want.
+
+Tensors are named as in the variables of the network that is trained:
+params/trunk/conv1/kernel, batch_stats/trunk/norm1/mean and so on. A classifier
+that came with them is params/head/kernel and params/head/bias.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as encode
+
+from sjft_jax import files
+from sjft_jax.errors import UserError
+from sjft_jax.models.convention import Convention
+
+TRUNK = 'params/trunk/', 'batch_stats/trunk/'
+HEAD = 'params/head/'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+  """A network's arrays, and what must be known to use them.
+
+  Attributes:
+    network: which network they are of.
+    convention: the input they were trained on.
+    tensors: name -> array.
+    origin: what else is known of them, as text: source, sha256.
+  """
+
+  network: str
+  convention: Convention
+  tensors: Mapping[str, np.ndarray]
+  origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def write(path: str | pathlib.Path, weights: Weights) -> None:
+  """Writes a weight file; it is there when it is whole."""
+  tensors = {
+    name: np.asarray(value, order='C')
+    for name, value in weights.tensors.items()
+  }
+  metadata = dict(weights.origin) | {
+    'network': weights.network,
+    'input': weights.convention.encode(),
+  }
+  with files.replacing(path) as file:
+    file.write(encode(tensors, metadata))
+
+
+def read(path: str | pathlib.Path) -> Weights:
+  """Reads a weight file.
+
+  Args:
+    path: a file that `write` wrote.
+
+  Returns:
+    The weights.
+
+  Raises:
+    UserError: if the file is not readable, or does not say what network it is
+      of and what input it wants.
+  """
+  # That of safetensors does not say which file is absent.
+  if not pathlib.Path(path).is_file():
+    raise UserError(f'Weights are a file; there is none at {str(path)!r}.')
+  try:
+    with safe_open(path, 'numpy') as file:
+      metadata = dict(file.metadata() or {})
+      tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+  except (OSError, SafetensorError, TypeError) as error:
+    reason = str(error).splitlines()[0]
+    raise UserError(
+      f'No weights can be read from {path}: {reason}. Files of other programs '
+      'are converted first: python -m sjft_jax.convert --help'
+    ) from error
+  try:
+    network = metadata.pop('network')
+    convention = Convention.decode(metadata.pop('input'))
+  except KeyError as error:
+    raise UserError(
+      f'The weights in {path} do not say what {error.args[0]} they have. '
+      'Write them by python -m sjft_jax.convert.'
+    ) from error
+  except ValueError as error:
+    raise UserError(
+      f'The weights in {path} do not say in a known way what input they want: '
+      f'{error}. Write them by python -m sjft_jax.convert.'
+    ) from error
+  return Weights(
+    network=network, convention=convention, tensors=tensors, origin=metadata
+  )
+
+
+def misfits(
+  tensors: Mapping[str, np.ndarray],
+  wanted: Mapping[str, tuple[int, ...]],
+  known: Iterable[str] = (),
+) -> list[str]:
+  """Every tensor that does not fit, each with what is wrong with it.
+
+  Args:
+    tensors: what came.
+    wanted: name -> shape of what is needed.
+    known: names of others that may be there.
+
+  Returns:
+    One text per tensor that is missing, unexpected or of another shape.
+  """
+  return [
+    *(f'{name} is missing' for name in wanted if name not in tensors),
+    *(
+      f'{name} is unexpected'
+      for name in tensors
+      if name not in wanted and name not in known
+    ),
+    *(
+      f'{name} is {list(tensors[name].shape)} instead of {list(shape)}'
+      for name, shape in wanted.items()
+      if name in tensors and tensors[name].shape != tuple(shape)
+    ),
+  ]

@@ -39,7 +39,7 @@ def get_config():
   c.describe.resize = 0  # pixels; 0 = as the bank's filters were made for
   c.describe.crop = 0  # pixels; 0 = as the bank's filters were made for
   c.describe.bins = 32  # per channel; the release: 32 Gabor, 100 AlexNet
-  c.describe.edges = 'paper'  # paper (true quantiles) or caffe
+  c.describe.binning = 'paper'  # paper (bins of equal mass) or caffe
   c.describe.batch = 32  # images
   c.describe.decimate = False  # gabor: coarse scales at fewer points
   c.describe.weights = ''  # conv: file of the frozen network

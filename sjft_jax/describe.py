@@ -18,7 +18,13 @@ from sjft_jax import mesh as meshes
 from sjft_jax.data import pipelines
 from sjft_jax.errors import UserError
 from sjft_jax.models import conv_bank
-from sjft_jax.ops import divergence, gabor, histograms, quantiles
+from sjft_jax.ops import (
+  divergence,
+  gabor,
+  histograms,
+  quantiles,
+  release_edges,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -266,8 +272,17 @@ def _block(pending) -> Block:
   )
 
 
-def fit(bank, target, *, bins, mesh, batch, threads) -> Describer:
-  """A describer whose bins hold equal mass over the target set's pixels.
+# How the bins follow from the target set: (function, passes over the set).
+BINNINGS = {
+  'paper': (quantiles.streaming_edges, len(quantiles.LEVELS)),
+  'caffe': (release_edges.streaming_edges, release_edges.PASSES),
+}
+
+
+def fit(
+  bank, target, *, bins, mesh, batch, threads, binning='paper'
+) -> Describer:
+  """A describer whose bins follow from the target set's pixels.
 
   Args:
     bank: the filter bank.
@@ -276,14 +291,21 @@ def fit(bank, target, *, bins, mesh, batch, threads) -> Describer:
     mesh: devices to work on.
     batch: images at a time, rounded up to a multiple of the device count.
     threads: decoding threads, 0 for one per core.
+    binning: 'paper' for bins of equal mass, 'caffe' for the release's rule.
 
   Returns:
-    The describer. Its edges are exact quantiles, whatever the size of the
-    set: order statistics found by counting, not a sketch.
+    The describer. Its edges are exact, whatever the size of the set: order
+    statistics or cells found by counting, not a sketch.
 
   Raises:
-    UserError: if responses are not numbers, or bins < 2.
+    UserError: if responses are not numbers, bins < 2, or there is no such
+      binning.
   """
+  if binning not in BINNINGS:
+    raise UserError(
+      f'describe.binning is one of {", ".join(BINNINGS)}, not {binning!r}.'
+    )
+  streaming_edges, passes = BINNINGS[binning]
   batch = meshes.round_up(batch, mesh)
   blank = np.zeros(0, np.float32)
   describer = Describer(
@@ -300,7 +322,7 @@ def fit(bank, target, *, bins, mesh, batch, threads) -> Describer:
     jax.shard_map(bank.responses, mesh=mesh, in_specs=split, out_specs=split)
   )
 
-  bar = progress.bar(len(quantiles.LEVELS) * len(target), 'quantile edges')
+  bar = progress.bar(passes * len(target), 'edges')
 
   def blocks():
     for part in _sweep(target, describer):
@@ -309,7 +331,7 @@ def fit(bank, target, *, bins, mesh, batch, threads) -> Describer:
 
   try:
     with bar:
-      edges_cb, lower_c, upper_c = quantiles.streaming_edges(blocks, bins)
+      edges_cb, lower_c, upper_c = streaming_edges(blocks, bins)
   except ValueError as error:
     # Of a bank's responses only those of broken weights are not numbers.
     raise UserError(f'{error} Look at describe.weights and bins.') from error

@@ -116,7 +116,13 @@ def _search(c, target, source, directory, key, mesh):
   if edges.exists():
     describer = describe.load(edges, bank, **run_on)
   else:
-    describer = describe.fit(bank, target, bins=c.describe.bins, **run_on)
+    describer = describe.fit(
+      bank,
+      target,
+      bins=c.describe.bins,
+      binning=c.describe.binning,
+      **run_on,
+    )
     describer.save(edges)
   partial = directory / 'partial.npz'
   table = search.nearest(

@@ -14,9 +14,11 @@ import numpy as np
 
 from sjft_jax.ops import cosine
 
-# ITU-R BT.601. Histograms with quantile edges do not change when responses are
-# scaled, so grey keeps the bytes' range of 0..255.
-_LUMA = (0.299, 0.587, 0.114)
+# ITU-R BT.601 in 14 bits, as OpenCV has it. Sums of bytes with these weights,
+# and their differences, are exact in float32, so that every program finds the
+# same grey to the last bit.
+_LUMA = (4899, 9617, 1868)
+_LUMA_ONE = 2**14
 
 
 def bank(
@@ -181,7 +183,7 @@ def _each(function, grey_nhw):
 
 
 def luma(image_nhwc: jax.Array) -> jax.Array:
-  """Grey value of RGB pixels: 0.299 R + 0.587 G + 0.114 B.
+  """Grey value of RGB pixels: 0.299 R + 0.587 G + 0.114 B, in 14 bits.
 
   Args:
     image_nhwc: uint8 RGB [n, h, w, 3].
@@ -192,7 +194,8 @@ def luma(image_nhwc: jax.Array) -> jax.Array:
   Source: ITU-R BT.601.
   """
   image_nhwc = image_nhwc.astype(jnp.float32)
-  return sum(weight * image_nhwc[..., i] for i, weight in enumerate(_LUMA))
+  weighted = sum(w * image_nhwc[..., i] for i, w in enumerate(_LUMA))
+  return weighted / _LUMA_ONE
 
 
 def make_responses(

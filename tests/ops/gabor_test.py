@@ -131,7 +131,7 @@ def test_the_maps_hold_every_point_once_under_the_names(decimate):
 def test_grey_is_bt601_in_the_range_of_bytes():
   pixels = np.array([[255, 255, 255], [100, 0, 0], [0, 100, 0], [0, 0, 100]])
   grey = gabor.luma(jnp.asarray(pixels.astype(np.uint8)[None, None]))
-  np.testing.assert_allclose(grey[0, 0], [255, 29.9, 58.7, 11.4], rtol=1e-6)
+  np.testing.assert_allclose(grey[0, 0], [255, 29.9, 58.7, 11.4], rtol=2e-4)
 
 
 def test_an_image_alone_responds_as_in_a_batch_over_devices():

@@ -12,7 +12,7 @@ def replacing(path, mode: str = 'wb'):
   """Opens a file beside `path` that takes its name when the block succeeds."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  beside = path.with_name(f'.{path.name}.{os.getpid()}.part')
+  beside = _beside(path)
   text = {} if 'b' in mode else {'encoding': 'utf-8', 'newline': ''}
   try:
     with open(beside, mode, **text) as file:
@@ -30,13 +30,19 @@ def building(directory):
   """A path beside `directory` that takes its name when the block succeeds."""
   directory = pathlib.Path(directory)
   directory.parent.mkdir(parents=True, exist_ok=True)
-  beside = directory.with_name(f'.{directory.name}.{os.getpid()}.part')
+  beside = _beside(directory)
+  shutil.rmtree(beside, ignore_errors=True)
   try:
     yield beside
     os.replace(beside, directory)
   except BaseException:
     shutil.rmtree(beside, ignore_errors=True)
     raise
+
+
+def _beside(path):
+  """One name for every process: what a killed one left is written over."""
+  return path.with_name(f'.{path.name}.part')
 
 
 def write_json(path, value):

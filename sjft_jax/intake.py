@@ -13,7 +13,7 @@ def load(c, workdir):
   """The target without its unreadable images, and the whole source pool.
 
   Args:
-    c: every setting; `target`, `source`, `seed`, `threads` and
+    c: every setting; `target`, `source`, `seed`, `rounds`, `threads` and
       `max_bad_fraction` are read.
     workdir: directory of the run; data.json is written there, and
       bad_images.csv.
@@ -25,7 +25,7 @@ def load(c, workdir):
     UserError: if a set cannot be opened, is not the one this run began with,
       or has too many unreadable images.
   """
-  train, test = datasets.open_target(c.target, c.seed)
+  train, test = datasets.open_target(c.target, c.seed, testing=c.rounds > 0)
   pool = None
   if c.selection != 'none' or c.pretrain.steps:
     pool = datasets.open_pool(c.source)

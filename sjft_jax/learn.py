@@ -76,8 +76,10 @@ class Learner:
           shutil.copytree(donor / 'pretrain', beside)
     trunk = directory / 'trunk.safetensors'
     if not trunk.exists():
-      pretrained.save(trunk, self._pretrain(pool, directory))
+      trained = self._pretrain(pool, directory)
+      # First, so that whoever finds the trunk finds what it depends on.
       files.write_json(directory / 'key.json', key)
+      pretrained.save(trunk, trained)
       # Only a restart in the middle needs it.
       shutil.rmtree(directory / 'checkpoint')
     return pretrained.load(trunk, variables)

@@ -650,7 +650,7 @@ def _arm_plots(workdir, arms) -> Iterator[dict | None]:
   results = {name: _run_results(workdir, name) for name in arms}
   note = 'Mean over the seeds; band: one standard deviation.'
   for name, title, unit, value in (
-    ('arm-accuracy', 'Mean class accuracy', 'per cent', _test_percent),
+    ('arm-accuracy', 'Accuracy over the rounds', 'per cent', _test_percent),
     ('arm-k', 'Mean K', 'neighbours', _mean_k),
   ):
     lines = []

@@ -81,11 +81,7 @@ def run(c, workdir, mesh, donors=()):
 
 
 def _check(c, target, mesh):
-  """Refuses settings that would fail only after hours."""
-  if c.selection not in selection.RULES:
-    raise UserError(
-      f'selection is one of {", ".join(selection.RULES)}, not {c.selection!r}.'
-    )
+  """Refuses batches that the target or the devices cannot fill."""
   if c.rounds and len(target) < c.train.target_batch:
     raise UserError(
       f'A batch takes train.target_batch={c.train.target_batch} different '
@@ -97,12 +93,6 @@ def _check(c, target, mesh):
         f'train.{name} must divide by the {mesh.size} devices; '
         f'came {c.train[name]}.'
       )
-  if c.train.source_batch not in (0, c.train.target_batch):
-    raise UserError(
-      'Every target image is paired with one source image: '
-      f'train.source_batch must be {c.train.target_batch} '
-      f'(train.target_batch), not {c.train.source_batch}.'
-    )
 
 
 def _end_round(c, directory, budget_q, posterior_qc, test_nc, target, test):

@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 import scipy.stats
 
-from sjft_jax import files, report, rounds, workdirs
+from sjft_jax import files, report, rounds, settings, workdirs
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
 
@@ -28,6 +28,7 @@ def run(c, workdir, mesh):
     UserError: for settings that make no sense.
   """
   workdir = pathlib.Path(workdir)
+  _check(c)
   workdirs.claim(workdir, c.to_dict())
   page = workdir / 'report' / 'index.html'
   if page.exists():
@@ -40,17 +41,29 @@ def run(c, workdir, mesh):
   print(f'\nThe page to look at: {page}')
 
 
+def _check(c):
+  settings.check(c)
+  if not c.arms:
+    return
+  if c.seeds < 2 or not c.rounds:
+    raise UserError(
+      'A comparison (arms) needs seeds >= 2 and rounds >= 1; came '
+      f'seeds={c.seeds}, rounds={c.rounds}.'
+    )
+  for arm in c.arms:
+    settings.check(_settings(c, arm, 0))
+
+
 def _compare(c, workdir, mesh):
-  if c.seeds < 2:
-    raise UserError(f'A comparison needs seeds >= 2; came seeds={c.seeds}.')
   results, seconds = {arm: [] for arm in c.arms}, {}
   done = []
   for seed in range(c.seeds):
     for arm in c.arms:
       print(f'== {arm}, seed {seed} (of 0..{c.seeds - 1})', flush=True)
       directory = workdir / 'runs' / f'{arm}-{seed}'
-      settings = _settings(c, arm, seed)
-      results[arm].append(rounds.run(settings, directory, mesh, donors=done))
+      results[arm].append(
+        rounds.run(_settings(c, arm, seed), directory, mesh, donors=done)
+      )
       done.append(directory)
       for stage, spent in results[arm][-1]['seconds'].items():
         seconds[stage] = round(seconds.get(stage, 0) + spent, 2)
@@ -64,23 +77,23 @@ def _compare(c, workdir, mesh):
   )
   # One run stands for all in the galleries: the last arm's first seed.
   arm = list(c.arms)[-1]
-  settings = _settings(c, arm, 0)
-  train, _ = datasets.open_target(settings.target, settings.seed)
-  pool = datasets.open_pool(settings.source)
+  example = _settings(c, arm, 0)
+  train, _ = datasets.open_target(example.target, example.seed)
+  pool = datasets.open_pool(example.source)
   report.write_comparison(workdir, workdir / 'runs' / f'{arm}-0', train, pool)
 
 
 def _settings(c, arm, seed):
   """The settings of one run of a comparison."""
-  settings = copy.deepcopy(c)
-  with settings.unlocked():
-    settings.arms, settings.seeds = {}, 0
+  own = copy.deepcopy(c)
+  with own.unlocked():
+    own.arms, own.seeds = {}, 0
   try:
-    settings.update(c.arms[arm].set)
+    own.update(c.arms[arm].set)
   except (KeyError, TypeError) as error:
     raise UserError(f'Settings of the arm {arm}: {error}') from error
-  settings.seed = seed
-  return settings
+  own.seed = seed
+  return own
 
 
 def summarise(results, titles):
@@ -115,7 +128,9 @@ def summarise(results, titles):
       'difference': difference.tolist(),
       'difference_mean': float(difference.mean()),
       'difference_interval': [float(x) for x in interval],
-      'fused': [r['fused']['mean_class_accuracy'] for r in runs],
+      # None in a comparison without fusion.
+      'fused': [r['fused']['mean_class_accuracy'] for r in runs if 'fused' in r]
+      or None,
       'images_selected': {
         source: float(np.mean([s[source] for s in selected]))
         for source in selected[0]

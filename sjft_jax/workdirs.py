@@ -12,14 +12,20 @@ from sjft_jax import files
 from sjft_jax.errors import UserError
 
 # These cannot change a result, so a resumed run may change them.
-FREE = frozenset({'threads'})
+FREE = frozenset({'threads', 'max_bad_fraction'})
+# All that a start leaves before its first stage has worked: a start that was
+# refused for its settings does not bind the next one to them.
+UNBOUND = frozenset(
+  {'config.json', 'data.json', 'seconds.json', 'bad_images.csv'}
+)
 PACKAGES = ('sjft-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
 
 
 def claim(workdir, settings):
   """Makes `workdir` the directory of a run with these settings.
 
-  A directory that already is one, with the same settings, is resumed.
+  A directory that already is one, with the same settings, is resumed. If no
+  stage has left anything in it, other settings begin it anew.
 
   Args:
     workdir: the directory; made when it is missing.
@@ -32,27 +38,49 @@ def claim(workdir, settings):
   config = workdir / 'config.json'
   # As JSON reads them back: tuples are lists.
   settings = json.loads(json.dumps(settings))
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f'--workdir must be a directory; {workdir} is a file.')
   if config.exists():
-    old, new = _flat(files.read_json(config)['settings']), _flat(settings)
-    changed = [
-      f'{name} was {old.get(name)!r}, now {new.get(name)!r}'
-      for name in sorted(old.keys() | new.keys())
-      if name not in FREE and old.get(name) != new.get(name)
-    ]
-    if changed:
+    changed = _changes(_stored(config), settings)
+    if not changed:
+      return
+    made = [path for path in workdir.rglob('*') if path.is_file()]
+    if any(path.name not in UNBOUND for path in made):
       raise UserError(
         f'{workdir} holds a run with other settings: {"; ".join(changed)}. '
         'Choose another --workdir, or the settings it was made with.'
       )
-    return
-  if workdir.exists() and not workdir.is_dir():
-    raise UserError(f'--workdir must be a directory; {workdir} is a file.')
-  if workdir.exists() and any(workdir.iterdir()):
+    for path in made:
+      path.unlink()
+  elif workdir.exists() and any(
+    not path.name.startswith('.') for path in workdir.iterdir()
+  ):
     raise UserError(
       f'{workdir} holds files but no config.json, so it is not the directory '
       'of a run. Choose a new or empty --workdir.'
     )
   files.write_json(config, {'settings': settings, **provenance()})
+
+
+def _stored(config):
+  """The settings in a run's config.json."""
+  try:
+    return files.read_json(config)['settings']
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(
+      f'{config} is not the config.json of a run. Choose a new or empty '
+      '--workdir.'
+    ) from error
+
+
+def _changes(old, new):
+  """What differs, but for the settings that are free."""
+  old, new = _flat(old), _flat(new)
+  return [
+    f'{name} was {old.get(name)!r}, now {new.get(name)!r}'
+    for name in sorted(old.keys() | new.keys())
+    if name not in FREE and old.get(name) != new.get(name)
+  ]
 
 
 def provenance():

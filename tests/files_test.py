@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from sjft_jax import files
@@ -16,6 +19,22 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     fail()
   assert files.read_json(path) == {'é': [1]}
   assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_write_left_is_cleared_away(tmp_path):
+  # os._exit skips every clean-up, as kill -9 does.
+  code = (
+    'import os, sys; from sjft_jax import files; '
+    'a = files.replacing(sys.argv[1] + "/a.json"); a.__enter__(); '
+    'd = files.building(sys.argv[1] + "/d"); part = d.__enter__(); '
+    'part.mkdir(); (part / "old").touch(); os._exit(9)'
+  )
+  subprocess.run([sys.executable, '-c', code, tmp_path], check=False)
+  assert len(list(tmp_path.iterdir())) == 2
+  files.write_json(tmp_path / 'a.json', 1)
+  with files.building(tmp_path / 'd') as beside:
+    beside.mkdir()
+  assert sorted(p.name for p in tmp_path.rglob('*')) == ['a.json', 'd']
 
 
 def test_the_name_appears_only_when_the_file_is_whole(tmp_path):

@@ -22,7 +22,7 @@ LAYERS = [
   ['models.resnet', 'models.two_heads', 'models.pretrained', 'translate'],
   ['intake', 'describe', 'search', 'evaluate', 'train'],
   ['selection', 'learn'],
-  ['report'],
+  ['settings', 'report'],
   ['rounds'],
   ['sweep'],
   ['main'],

@@ -20,6 +20,8 @@ def test_the_same_settings_are_resumed_and_nothing_is_rewritten(tmp_path):
 
 def test_a_changed_setting_is_refused_with_the_difference(tmp_path):
   workdirs.claim(tmp_path, SETTINGS)
+  (tmp_path / 'selection').mkdir()
+  (tmp_path / 'selection' / 'edges.npz').write_text('')
   with pytest.raises(
     UserError, match=r'optim\.boundaries was \[1, 2\], now \[1, 3\]'
   ):
@@ -28,8 +30,36 @@ def test_a_changed_setting_is_refused_with_the_difference(tmp_path):
 
 def test_a_setting_that_came_or_went_is_a_difference(tmp_path):
   workdirs.claim(tmp_path, SETTINGS)
+  (tmp_path / 'metrics.jsonl').write_text('')
   with pytest.raises(UserError, match=r'source\.places was None, now'):
     workdirs.claim(tmp_path, SETTINGS | {'source': {'places': 'x'}})
+
+
+def test_a_start_that_made_nothing_does_not_bind_the_next(tmp_path):
+  for directory in (tmp_path, tmp_path / 'runs' / 'arm-0'):
+    workdirs.claim(directory, SETTINGS)
+    (directory / 'bad_images.csv').write_text('id,reason\n')
+    (directory / 'data.json').write_text('{}')
+  other = SETTINGS | {'seed': 1}
+  workdirs.claim(tmp_path, other)
+  assert [p.name for p in tmp_path.rglob('*.*')] == ['config.json']
+  stored = json.loads((tmp_path / 'config.json').read_text())
+  assert stored['settings']['seed'] == 1
+
+
+def test_what_only_stops_a_run_may_change_under_it(tmp_path):
+  workdirs.claim(tmp_path, SETTINGS | {'max_bad_fraction': 0.1})
+  (tmp_path / 'metrics.jsonl').write_text('')
+  workdirs.claim(tmp_path, SETTINGS | {'max_bad_fraction': 0.2})
+  assert (tmp_path / 'metrics.jsonl').exists()
+
+
+@pytest.mark.parametrize('text', ['{"name": "x"}', '[]', 'settings = 1'])
+def test_another_programs_config_is_refused_and_left_alone(tmp_path, text):
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(UserError, match=r'not the config\.json of a run'):
+    workdirs.claim(tmp_path, SETTINGS)
+  assert (tmp_path / 'config.json').read_text() == text
 
 
 def test_files_of_somebody_else_are_refused_and_left_alone(tmp_path):

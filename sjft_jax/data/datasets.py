@@ -285,7 +285,9 @@ def _some(names: list[str]) -> str:
 # --- The target ---------------------------------------------------------------
 
 
-def open_target(spec: Mapping[str, Any], seed: int) -> tuple[Dataset, Dataset]:
+def open_target(
+  spec: Mapping[str, Any], seed: int, *, testing: bool = True
+) -> tuple[Dataset, Dataset]:
   """Opens the labelled target set.
 
   Args:
@@ -293,6 +295,7 @@ def open_target(spec: Mapping[str, Any], seed: int) -> tuple[Dataset, Dataset]:
       = n > 0, n training images of each class are drawn; if test is '', the
       test set is all that the draw leaves.
     seed: of the draw, which depends on it and on the ids alone.
+    testing: whether there must be test images.
 
   Returns:
     Training and test set. Both have the training set's classes; an id is
@@ -315,7 +318,9 @@ def open_target(spec: Mapping[str, Any], seed: int) -> tuple[Dataset, Dataset]:
     drawn = _draw(train, spec['per_class'], seed)
     test = train.subset(np.flatnonzero(~drawn)) if test is None else test
     train = train.subset(np.flatnonzero(drawn))
-  if test is None or not len(test):
+  if test is None:
+    test = train.subset(np.arange(0))
+  if testing and not len(test):
     raise errors.UserError(
       'The target needs test images; there are none: set --config.target.test,'
       ' or a smaller --config.target.per_class, which leaves some.'

@@ -1,0 +1,102 @@
+"""Settings that make no sense are refused before anything is made of them."""
+
+import functools
+import operator
+
+from sjft_jax import describe, selection
+from sjft_jax.data import datasets
+from sjft_jax.errors import UserError
+from sjft_jax.models import resnet
+
+CHOICES = {
+  'target.kind': tuple(datasets.OPENERS),
+  'describe.bank': tuple(describe.BANKS),
+  'describe.activation': ('before', 'after'),
+  'selection': tuple(selection.RULES),
+  'model.trunk': tuple(resnet.TRUNKS),
+  'model.stem': tuple(resnet.STEMS),
+  'model.dtype': ('float32', 'bfloat16'),
+}
+AT_LEAST = {
+  0: (
+    'seed', 'threads', 'seeds', 'rounds', 'max_bad_fraction',
+    'target.per_class', 'hardness.add_wrong', 'hardness.add_unsure',
+    'hardness.min_entropy', 'pretrain.seed', 'pretrain.steps',
+    'pretrain.warmup', 'train.source_batch', 'train.target_weight',
+    'train.source_weight', 'train.checkpoint_every', 'optim.momentum',
+    'optim.weight_decay', 'model.momentum',
+  ),
+  1: (
+    'describe.resize', 'describe.crop', 'describe.batch', 'budget.initial',
+    'budget.maximum', 'pretrain.batch', 'train.steps', 'train.micro_batches',
+    'train.target_batch', 'train.resize', 'evaluate.batch',
+  ),
+  2: ('describe.bins',),
+  # The stem's pool needs two pixels of half the size.
+  3: ('train.crop',),
+}  # fmt: skip
+# Largest value, or the setting that holds it.
+AT_MOST = {
+  'max_bad_fraction': 1,
+  'describe.crop': 'describe.resize',
+  'budget.initial': 'budget.maximum',
+  'train.crop': 'train.resize',
+}
+BELOW_ONE = ('optim.momentum', 'model.momentum')
+ABOVE_ZERO = ('optim.learning_rate', 'optim.factor', 'pretrain.learning_rate')
+
+
+def check(c):
+  """Refuses settings that could only fail, perhaps after hours.
+
+  Args:
+    c: every setting of one run.
+
+  Raises:
+    UserError: in one line that names every setting out of its range.
+  """
+  wrong = []
+
+  # "not a >= b" rather than "a < b": NaN is out of every range.
+  def need(good, name, what):
+    if not good:
+      wrong.append(f'{name} must be {what}, not {_value(c, name)!r}')
+
+  for name, choices in CHOICES.items():
+    need(_value(c, name) in choices, name, f'one of {", ".join(choices)}')
+  for least, names in AT_LEAST.items():
+    for name in names:
+      need(_value(c, name) >= least, name, f'at least {least}')
+  for name, bound in AT_MOST.items():
+    most, of = bound, ''
+    if isinstance(bound, str):
+      most, of = _value(c, bound), f' ({bound})'
+    need(_value(c, name) <= most, name, f'at most {most}{of}')
+  for name in BELOW_ONE:
+    need(_value(c, name) < 1, name, 'below 1')
+  for name in ABOVE_ZERO:
+    need(_value(c, name) > 0, name, 'above 0')
+  need(round(64 * c.model.width) >= 1, 'model.width', 'at least 0.01')
+  if c.pretrain.steps:
+    need(
+      c.pretrain.warmup < c.pretrain.steps,
+      'pretrain.warmup',
+      f'below {c.pretrain.steps} (pretrain.steps)',
+    )
+  need(
+    all(isinstance(n, int) and n >= 0 for n in c.optim.boundaries),
+    'optim.boundaries',
+    'numbers of updates, as (40, 50)',
+  )
+  need(
+    c.train.source_batch in (0, c.train.target_batch),
+    'train.source_batch',
+    f'{c.train.target_batch} (train.target_batch), since every target image '
+    'is paired with one source image',
+  )
+  if wrong:
+    raise UserError(f'{"; ".join(wrong)}.')
+
+
+def _value(c, name):
+  return functools.reduce(operator.getitem, name.split('.'), c)

@@ -1,0 +1,49 @@
+import pytest
+
+from configs import default, demo, folders
+from sjft_jax import settings
+from sjft_jax.errors import UserError
+
+
+@pytest.mark.parametrize('config', [default, demo, folders])
+def test_the_shipped_settings_make_sense(config):
+  settings.check(config.get_config())
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'said'),
+  [
+    ('selection', 'best', 'neighbours'),
+    ('model.stem', 'big', 'imagenet'),
+    ('model.dtype', 'float64', 'bfloat16'),
+    ('model.width', 0.001, 'at least'),
+    ('train.steps', 0, 'at least 1'),
+    ('train.crop', 257, r'256 \(train.resize\)'),
+    ('budget.initial', 1001, r'1000 \(budget.maximum\)'),
+    ('optim.momentum', 1.0, 'below 1'),
+    ('optim.learning_rate', float('nan'), 'above 0'),
+    ('train.target_weight', float('nan'), 'at least 0'),
+    ('optim.boundaries', ('late',), 'numbers of updates'),
+    ('max_bad_fraction', 5.0, 'at most 1'),
+    ('train.source_batch', 5, r'10 \(train.target_batch\)'),
+  ],
+)
+def test_what_could_only_fail_is_refused(name, value, said):
+  c = default.get_config()
+  c.update_from_flattened_dict({name: value})
+  with pytest.raises(UserError, match=f'{name} must be.*{said}.*, not '):
+    settings.check(c)
+
+
+def test_every_fault_is_named_at_once():
+  c = default.get_config()
+  c.train.steps, c.model.trunk = -1, 'vgg'
+  with pytest.raises(UserError, match=r'model\.trunk.*; train\.steps'):
+    settings.check(c)
+
+
+def test_a_warm_up_must_end_before_pretraining_does():
+  c = default.get_config()
+  c.pretrain.steps = c.pretrain.warmup
+  with pytest.raises(UserError, match=r'pretrain\.warmup must be below 20'):
+    settings.check(c)

@@ -51,6 +51,11 @@ class Learner:
       source_classes=max(source_classes, 1),
     )
 
+  def check(self):
+    """Refuses weights of another network, before hours of search."""
+    if self._c.model.weights:
+      pretrained.load(self._c.model.weights, self._fresh(self._c.seed))
+
   def start(self, pool, directory, donors=()):
     """The weights of the first round: the trunk as configured, heads fresh.
 

@@ -19,6 +19,8 @@ from sjft_jax.errors import UserError
 def images(paths) -> list:
   """The image files that the paths name; directories are searched.
 
+  Hidden names are left out there, as where a run opens its folders.
+
   Raises:
     UserError: if a path does not exist, or there is no image at all.
   """
@@ -28,7 +30,9 @@ def images(paths) -> list:
       found += sorted(
         p
         for p in path.rglob('*')
-        if p.suffix.lower() in datasets.SUFFIXES and p.is_file()
+        if p.suffix.lower() in datasets.SUFFIXES
+        and p.is_file()
+        and not any(part.startswith('.') for part in p.relative_to(path).parts)
       )
     elif path.is_file():
       found.append(path)

@@ -42,6 +42,8 @@ def run(c, workdir, mesh, donors=()):
   _check(c, target, mesh)
   source_classes = len(pool.classes) if pool else 0
   learner = Learner(c, len(target.classes), source_classes, mesh, workdir)
+  if c.rounds:
+    learner.check()
   with clock('search'):
     candidates = selection.stage(c, target, pool, workdir, mesh, donors)
   weights = None
@@ -184,6 +186,11 @@ class Trained:
       for m in range(self.settings.rounds)
       if (workdir / 'rounds' / str(m) / 'budget.csv').exists()
     ]
+    if not self.settings.rounds:
+      raise UserError(
+        f'{workdir} holds a selection alone (rounds=0), so there is no network '
+        'to ask. Train one: rounds >= 1, in another --workdir.'
+      )
     if not self._rounds:
       raise UserError(f'{workdir} has no finished round yet; let it run on.')
 

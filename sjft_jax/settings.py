@@ -77,6 +77,8 @@ def check(c):
   for name in ABOVE_ZERO:
     need(_value(c, name) > 0, name, 'above 0')
   need(round(64 * c.model.width) >= 1, 'model.width', 'at least 0.01')
+  if c.describe.bank == 'conv':
+    need(c.describe.weights, 'describe.weights', "the network's .npz file")
   if c.pretrain.steps:
     need(
       c.pretrain.warmup < c.pretrain.steps,

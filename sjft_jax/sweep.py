@@ -38,6 +38,9 @@ def run(c, workdir, mesh):
   else:
     rounds.run(c, workdir, mesh)
   print(report.summary_table(files.read_json(workdir / 'results.json')))
+  neighbours = workdir / 'selection' / 'neighbours.parquet'
+  if neighbours.exists():
+    print(f'\nThe neighbours: {neighbours}')
   print(f'\nThe page to look at: {page}')
 
 

@@ -215,8 +215,8 @@ def fit(
       raise UserError(
         f'Training must stay finite: at step {done} the loss is '
         f'{metrics["loss"]:g} and its gradient {metrics["grad_norm"]:g}. '
-        f'Lower the learning rate ({metrics["learning_rate"]:g} here). The '
-        'last checkpoint is from before.'
+        f'Lower the learning rate ({metrics["learning_rate"]:g} here), in '
+        'another --workdir. What is saved here is from before.'
       )
     if write:
       write(done, metrics)

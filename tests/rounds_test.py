@@ -170,16 +170,26 @@ def test_killed_and_resumed_equals_uninterrupted(
 
 
 def test_selection_alone_stops_after_the_neighbours(data, tmp_path):
-  done = run(data, tmp_path / 'run', max_bad_fraction=0.05, rounds=0)
+  # Without test images, which only an evaluation needs.
+  changes = {'max_bad_fraction': 0.05, 'rounds': 0, 'target.test': ''}
+  done = run(data, tmp_path / 'run', **changes)
   assert done.returncode == 0, done.stderr
-  assert (tmp_path / 'run' / 'selection' / 'neighbours.parquet').exists()
+  neighbours = tmp_path / 'run' / 'selection' / 'neighbours.parquet'
+  assert neighbours.exists()
+  assert f'The neighbours: {neighbours}' in done.stdout
   assert not (tmp_path / 'run' / 'rounds').exists()
   assert not (tmp_path / 'run' / 'pretrain').exists()
+  asked = subprocess.run(
+    **command('predict', '--workdir', tmp_path / 'run', data), check=False
+  )
+  assert asked.returncode == 2
+  assert 'rounds=0' in asked.stderr.splitlines()[-1]
 
 
 def test_predictions_name_every_image(data, finished, tmp_path):
   shutil.copy(next((data / 'test').rglob('*.png')), tmp_path / 'a.png')
   (tmp_path / 'b.jpg').write_bytes(b'')
+  (tmp_path / '.hidden.png').write_bytes(b'')
   done = subprocess.run(
     **command('predict', '--workdir', finished, '--json', '--fuse', tmp_path),
     check=False,
@@ -193,10 +203,29 @@ def test_predictions_name_every_image(data, finished, tmp_path):
   assert '1 of 2 images could not be read' in done.stderr
 
 
+def test_a_refused_start_can_be_mended_in_its_workdir(data, tmp_path):
+  workdir = tmp_path / 'run'
+  refused = run(data, workdir, **{'budget.maximum': 500})
+  assert refused.returncode == 2, refused.stderr
+  too_many_bad = run(data, workdir, rounds=0)
+  assert 'raise --config.max_bad_fraction' in too_many_bad.stderr
+  searched = (workdir / 'selection' / 'neighbours.parquet').stat().st_mtime_ns
+  done = run(data, workdir, rounds=0, max_bad_fraction=0.05)
+  assert done.returncode == 0, done.stderr
+  path = workdir / 'selection' / 'neighbours.parquet'
+  assert path.stat().st_mtime_ns == searched
+
+
+def test_weights_that_do_not_fit_are_refused_before_the_search(data, tmp_path):
+  done = run(data, tmp_path / 'run', **{'model.weights': '/nowhere'})
+  assert done.returncode == 2, done.stderr
+  assert 'No weights can be read from /nowhere' in done.stderr
+  assert not (tmp_path / 'run' / 'selection').exists()
+
+
 @pytest.mark.parametrize(
   ('changes', 'said'),
   [
-    ({}, 'max_bad_fraction'),
     ({'target.train': '/nowhere'}, 'does not exist'),
     ({'budget.maximum': 500}, 'Lower the budget'),
     ({'train.target_batch': 64, 'train.source_batch': 64}, 'target_batch'),

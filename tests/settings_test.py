@@ -47,3 +47,10 @@ def test_a_warm_up_must_end_before_pretraining_does():
   c.pretrain.steps = c.pretrain.warmup
   with pytest.raises(UserError, match=r'pretrain\.warmup must be below 20'):
     settings.check(c)
+
+
+def test_a_conv_bank_needs_weights():
+  c = default.get_config()
+  c.describe.bank = 'conv'
+  with pytest.raises(UserError, match=r"describe\.weights .*, not ''"):
+    settings.check(c)

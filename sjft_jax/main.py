@@ -6,6 +6,7 @@ are changed by flags: --config.group.field=value.
 
 import errno
 import os
+import signal
 import sys
 
 from absl import app, flags
@@ -31,8 +32,14 @@ def guarded(work, *args) -> int:
   """Runs `work`; what the user can put right is one line and exit code 2."""
   try:
     work(*args)
+    sys.stdout.flush()
   except UserError as error:
     return _say(error)
+  except BrokenPipeError:
+    # Who reads the output has read enough, as `head` does; nor may Python
+    # write the rest when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
   except KeyboardInterrupt:
     print('\nInterrupted; the same command goes on from here.', file=sys.stderr)
     return 130

@@ -11,6 +11,7 @@ from sjft_jax.models import resnet
 CHOICES = {
   'target.kind': tuple(datasets.OPENERS),
   'describe.bank': tuple(describe.BANKS),
+  'describe.binning': tuple(describe.BINNINGS),
   'describe.activation': ('before', 'after'),
   'selection': tuple(selection.RULES),
   'model.trunk': tuple(resnet.TRUNKS),
@@ -20,16 +21,16 @@ CHOICES = {
 AT_LEAST = {
   0: (
     'seed', 'threads', 'seeds', 'rounds', 'max_bad_fraction',
-    'target.per_class', 'hardness.add_wrong', 'hardness.add_unsure',
-    'hardness.min_entropy', 'pretrain.seed', 'pretrain.steps',
-    'pretrain.warmup', 'train.source_batch', 'train.target_weight',
+    'target.per_class', 'describe.resize', 'describe.crop',
+    'hardness.add_wrong', 'hardness.add_unsure', 'hardness.min_entropy',
+    'pretrain.seed', 'pretrain.steps', 'pretrain.warmup', 'train.source_batch', 'train.target_weight',
     'train.source_weight', 'train.checkpoint_every', 'optim.momentum',
     'optim.weight_decay', 'model.momentum',
   ),
   1: (
-    'describe.resize', 'describe.crop', 'describe.batch', 'budget.initial',
-    'budget.maximum', 'pretrain.batch', 'train.steps', 'train.micro_batches',
-    'train.target_batch', 'train.resize', 'evaluate.batch',
+    'describe.batch', 'budget.initial', 'budget.maximum', 'pretrain.batch',
+    'train.steps', 'train.micro_batches', 'train.target_batch',
+    'train.resize', 'evaluate.batch',
   ),
   2: ('describe.bins',),
   # The stem's pool needs two pixels of half the size.
@@ -38,7 +39,6 @@ AT_LEAST = {
 # Largest value, or the setting that holds it.
 AT_MOST = {
   'max_bad_fraction': 1,
-  'describe.crop': 'describe.resize',
   'budget.initial': 'budget.maximum',
   'train.crop': 'train.resize',
 }
@@ -78,7 +78,11 @@ def check(c):
     need(_value(c, name) > 0, name, 'above 0')
   need(round(64 * c.model.width) >= 1, 'model.width', 'at least 0.01')
   if c.describe.bank == 'conv':
-    need(c.describe.weights, 'describe.weights', "the network's .npz file")
+    need(
+      c.describe.weights,
+      'describe.weights',
+      'a file written by sjft_jax.convert',
+    )
   if c.pretrain.steps:
     need(
       c.pretrain.warmup < c.pretrain.steps,

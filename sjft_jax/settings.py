@@ -23,9 +23,10 @@ AT_LEAST = {
     'seed', 'threads', 'seeds', 'rounds', 'max_bad_fraction',
     'target.per_class', 'describe.resize', 'describe.crop',
     'hardness.add_wrong', 'hardness.add_unsure', 'hardness.min_entropy',
-    'pretrain.seed', 'pretrain.steps', 'pretrain.warmup', 'train.source_batch', 'train.target_weight',
-    'train.source_weight', 'train.checkpoint_every', 'optim.momentum',
-    'optim.weight_decay', 'model.momentum',
+    'pretrain.seed', 'pretrain.steps', 'pretrain.warmup',
+    'train.source_batch', 'train.target_weight', 'train.source_weight',
+    'train.checkpoint_every', 'optim.momentum', 'optim.weight_decay',
+    'model.momentum',
   ),
   1: (
     'describe.batch', 'budget.initial', 'budget.maximum', 'pretrain.batch',

@@ -190,8 +190,8 @@ class Describer:
     return 2 * error
 
   @functools.cached_property
-  def _counts(self):
-    """uint8 images [n, h, w, 3] -> int32 [n, d], split over the devices."""
+  def counts(self):
+    """Jitted: uint8 [n, crop, crop, 3] -> counts int32 [n, d], split by n."""
     channels = [c for _, _, c in self.bank.shapes]
     edges = np.split(self.edges_cb, np.cumsum(channels)[:-1])
 
@@ -230,7 +230,7 @@ class Describer:
     """
     pending = []
     for part in _sweep(dataset, self, start=start):
-      pending.append((part, self._counts(meshes.shard(part.image, self.mesh))))
+      pending.append((part, self.counts(meshes.shard(part.image, self.mesh))))
       if sum(len(p.index) for p, _ in pending) + len(part.index) > rows:
         yield _block(pending)
         pending = []

@@ -1,343 +1,371 @@
 """Descriptors -> neighbours: the exact k nearest source images per target.
 
-The source streams past the resident target in blocks. Each block is screened
-in float32 by two matrix products on the devices; every pair that could still
-be among the k nearest, given a proven bound on the rounding error of the
-screen, is then evaluated in float64 in the direct form and merged into one
-table. So the table is exact at every moment, ties go to the lower source
-index whatever the block size, and nothing of the size of the source is held.
+The source streams past the resident target in blocks. The devices bound every
+distance from below and above (`screen`); pairs whose lower bound exceeds what
+k upper bounds keep within are settled, and the few that stay open are kept
+until the end of their shard, a stretch of the source. Then the distances of
+the most promising are computed in float64, which settles most of the others,
+and the rest likewise (`exact`). So the table is exact after every shard, ties
+go to the lower source index, and neither blocks nor shards, devices nor
+processes change a bit of it; nothing of the size of the source is held.
 """
 
 import dataclasses
 import pathlib
 import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from sjft_jax import files, progress
+from sjft_jax import exact, files, progress
 from sjft_jax import mesh as meshes
-from sjft_jax.ops import divergence, topk
+from sjft_jax.ops import screen as kernels
+from sjft_jax.screen import Screen
+from sjft_jax.tables import Table
 
-# Half the distance from 1 to the next float32: one rounding's relative error.
-ROUNDING = 2.0**-24
-# Between two saves of the table: many targets take a while to write.
-SAVE_SECONDS = 20
+# Counts of one shard that are held at a time.
+_SHARD_NUMBERS = 2**29
+# A shard is also what is done again after a kill.
+_SHARD_IMAGES = 2**16
+# Shards begin where the chunks of a cache of counts do.
+ALIGNMENT = 1024
+# Between two looks for the shards of other processes.
+_POLL_SECONDS = 0.2
 
 
 @dataclasses.dataclass
-class Table:
-  """The k nearest so far, and what has been seen.
+class Seen:
+  """What the search of one shard did; shards add up.
 
-  distance_qk: float64 [q, k], nats, ascending; inf where there is none yet.
-  index_qk: int64 [q, k], source positions; -1 where there is none yet.
-  seen: source images read, bad ones included.
-  evaluated: pairs that went through float64.
-  bound: the largest error bound of the screen, nats.
-  bad_index, bad_reason: source images that could not be decoded.
+  images: source images read, bad ones included.
+  good: those that could be described.
+  opened: pairs that the bounds left open when they were screened.
+  evaluated: pairs whose distance was computed in float64.
+  bound: largest error bound of a lower bound's rounding, nats.
+  operands: of the products.
+  rank: directions of the short products, 0 for products over all bins.
   """
 
-  distance_qk: np.ndarray
-  index_qk: np.ndarray
-  seen: int = 0
+  images: int = 0
+  good: int = 0
+  opened: int = 0
   evaluated: int = 0
   bound: float = 0.0
-  bad_index: np.ndarray = dataclasses.field(
-    default_factory=lambda: np.zeros(0, np.int64)
-  )
-  bad_reason: np.ndarray = dataclasses.field(
-    default_factory=lambda: np.zeros(0, 'U1')
-  )
-
-  @classmethod
-  def empty(cls, targets: int, k: int):
-    """A table of `targets` rows for a source of which nothing was seen."""
-    return cls(
-      np.full((targets, k), np.inf), np.full((targets, k), -1, np.int64)
-    )
-
-  @classmethod
-  def load(cls, path):
-    """The table that `save` wrote."""
-    with np.load(path, allow_pickle=False) as stored:
-      value = {f.name: stored[f.name] for f in dataclasses.fields(cls)}
-    return cls(**{k: v if v.ndim else v.item() for k, v in value.items()})
-
-  def save(self, path):
-    """Writes the table beside `path`, then renames."""
-    with files.replacing(path) as file:
-      np.savez(
-        file,
-        **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
-      )
-
-  def add_bad(self, bad):
-    """Remembers undecodable images: (position, reason) pairs."""
-    if bad:
-      index, reason = zip(*bad, strict=True)
-      self.bad_index = np.append(self.bad_index, index)
-      self.bad_reason = np.append(self.bad_reason, reason)
 
 
-class Screen:
-  """Targets made ready on the devices; bounds and distances of source blocks.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+  """The finished search.
 
-  Args:
-    target_qd: histograms, float64 [q, d].
-    log_target_qd: log(p + e), float64 [q, d].
-    weight_d: float64 [d].
-    log_error: largest absolute error of the devices' float32 logarithm over
-      all values that occur, nats.
-    mesh: the source rows of a block are split over its devices.
+  table: of k places, or fewer where the source has fewer images.
+  beyond_q: distance of the nearest image left out, nats, float64 [q]; inf
+    where none was.
+  seen: sums over the shards.
+  shards: (start, stop) of every shard.
+  bad: {position: reason} of the source images that could not be decoded.
   """
 
-  def __init__(self, target_qd, log_target_qd, weight_d, log_error, mesh):
-    half_d = weight_d / 2
-    # float32 constants, so that both sides subtract the very same numbers.
-    centre_d = target_qd.mean(axis=0).astype(np.float32)
-    log_centre_d = log_target_qd.mean(axis=0).astype(np.float32)
-    target_qd = target_qd - centre_d[None]
-    log_target_qd = log_target_qd - log_centre_d[None]
-    root_d = np.sqrt(half_d)
-
-    def norm(value):
-      return np.linalg.norm(root_d * value, axis=-1)
-
-    self._norm_q, self._log_norm_q = norm(target_qd), norm(log_target_qd)
-    self._centre_norm, self._log_error = norm(centre_d), log_error * norm(1.0)
-    self._dims = len(weight_d)
-    self._mesh = mesh
-    constants = (
-      half_d * target_qd,
-      half_d * log_target_qd,
-      (half_d * target_qd * log_target_qd).sum(axis=1),
-      centre_d,
-      log_centre_d,
-      half_d,
-    )
-    self._constants = meshes.replicate(
-      [np.asarray(c, np.float32) for c in constants], mesh
-    )
-
-  def __call__(self, counts_sd, pixels_d):
-    """Screened distances of one block, and their error bound per target.
-
-    Args:
-      counts_sd: pixel counts, int32 [s, d]; s divides by the device count. A
-        row without pixels is padding: its distance is inf.
-      pixels_d: pixels in each bin's channel, float32 [d].
-
-    Returns:
-      (distance_qs float32 [q, s] on the devices, bound_q float64 [q], nats).
-    """
-    distance_qs, norm_s, log_norm_s = _screen(
-      *self._constants, meshes.shard(counts_sd, self._mesh), pixels_d
-    )
-    norm = float(jnp.max(norm_s))
-    log_norm = float(jnp.max(log_norm_s))
-    return distance_qs, self.error_bound(norm, log_norm)
-
-  def error_bound(self, norm_s, log_norm_s):
-    """How far the screen can be from the exact distance, nats, float64 [q].
-
-    With |x| the norm weighted by a: <x, y> of d rounded terms is off by at
-    most g |x| |y|, g = d u / (1 - d u), in any order of summation; its
-    operands are off by u (2 |q'| + |m|) for a fraction and by t |1| + u |Q'|
-    for a logarithm with absolute error t. The bound sums these for the two
-    products and the source's own term; 1.01 covers the products of errors
-    and the norms' own rounding.
-
-    Source: N. Higham, Accuracy and Stability of Numerical Algorithms, 3.1.
-    """
-    u = ROUNDING
-    n = self._dims + 4
-    g = n * u / (1 - n * u)
-    p, log_p, q, log_q = self._norm_q, self._log_norm_q, norm_s, log_norm_s
-    off_p, off_q = (u * (2 * x + self._centre_norm) for x in (p, q))
-    # The targets' logarithms are rounded from float64.
-    off_log_p, off_log_q = 2 * u * log_p, self._log_error + u * log_q
-    product = g * (p * log_q + log_p * q + q * log_q) + 4 * u * p * log_p
-    operand = p * off_log_q + off_p * log_q + log_p * off_q + off_log_p * q
-    return 1.01 * (product + operand + q * off_log_q + off_q * log_q)
+  table: Table
+  beyond_q: np.ndarray
+  seen: Seen
+  shards: list
+  bad: dict
 
 
-@jax.jit
-def _screen(
-  scaled_qd,
-  scaled_log_qd,
-  self_q,
-  centre_d,
-  log_centre_d,
-  half_d,
-  counts_sd,
-  pixels_d,
+def nearest(
+  describer,
+  target,
+  source,
+  *,
+  k,
+  mesh,
+  directory=None,
+  share=(0, 1),
+  rows=1024,
+  shard_images=None,
+  rank=None,
+  operands='auto',
 ):
-  fraction_sd = counts_sd.astype(jnp.float32) / pixels_d[None]
-  log_sd = jnp.log(fraction_sd + divergence.EPSILON) - log_centre_d[None]
-  source_sd = fraction_sd - centre_d[None]
-  distance_qs = divergence.lifted(
-    scaled_qd, scaled_log_qd, self_q, source_sd, log_sd, half_d
-  )
-  padding_s = counts_sd.sum(axis=1) == 0
-  return (
-    jnp.where(padding_s[None], jnp.inf, distance_qs),
-    jnp.sqrt(jnp.matmul(source_sd**2, half_d)),
-    jnp.sqrt(jnp.matmul(log_sd**2, half_d)),
-  )
-
-
-def nearest(describer, target, source, *, k, mesh, partial=None, rows=1024):
   """The k nearest source images of every target image, exactly.
 
   Args:
-    describer: from `describe.fit`.
+    describer: from `describe.fit`; may read its blocks from a cache.
     target: data set of q readable images.
-    source: data set of at least k readable images; read once, in order.
+    source: data set; every image is read once, by one of the processes.
     k: neighbours per target image.
-    mesh: the blocks are described and screened over its devices.
-    partial: path of a file that keeps the table while the search runs; a
-      killed search goes on from it. None keeps nothing.
+    mesh: of this process's devices; blocks are screened over them.
+    directory: where finished shards are kept; a killed search goes on after
+      them. Processes share it. None, for one process, keeps nothing.
+    share: (index, count) of this process among those that share the work.
     rows: source images screened at a time.
+    shard_images: source images per shard; None chooses.
+    rank, operands: of the screen, see `Screen`; they cannot change a result.
 
   Returns:
-    The finished `Table`: equal to sorting all float64 distances stably. Rows
-    end in inf and -1 where fewer than k source images are readable.
+    `Found`, the same in every process: equal to sorting all float64 distances
+    stably. Rows end in inf and -1 where too few source images are readable.
   """
-  counts_qd = np.concatenate(
+  grid = _grid(len(source), len(describer.weight_d), share[1], shard_images)
+  shards = _Shards(directory, grid)
+  target_qd = np.concatenate(
     [block.counts_nd for block in describer.blocks(target, rows=rows)]
   )
-  target_qd = describer.fractions(counts_qd)
-  log_target_qd = describer.logs(counts_qd)
-  weight_d = describer.weight_d
-  screen = Screen(
-    target_qd, log_target_qd, weight_d, describer.log_error(), mesh
-  )
-  table = Table.empty(len(target), k)
-  if partial is not None and pathlib.Path(partial).exists():
-    table = Table.load(partial)
-  pixels_d = np.asarray(describer.pixels_d, np.float32)
-  saved = time.monotonic()
-  with progress.bar(len(source), 'search', initial=table.seen) as bar:
-    for block in describer.blocks(source, rows=rows, start=table.seen):
-      n = len(block.counts_nd)
-      padded_sd = np.zeros(
-        (meshes.round_up(rows, mesh), len(weight_d)), np.int32
-      )
-      padded_sd[:n] = block.counts_nd
-      distance_qs, bound_q = screen(padded_sd, pixels_d)
-      row_n, column_n = _survivors(
-        meshes.fetch(distance_qs)[:, :n], table.distance_qk[:, -1], bound_q, k
-      )
-      distance_n = _evaluate(
-        describer, target_qd, log_target_qd, block.counts_nd, row_n, column_n
-      )
-      _merge(table, row_n, block.index_n[column_n], distance_n)
-      table.evaluated += len(row_n)
-      table.bound = max(table.bound, float(bound_q.max()))
-      table.add_bad(block.bad)
-      bar.update(block.stop - table.seen)
-      table.seen = block.stop
-      if partial is not None and time.monotonic() - saved > SAVE_SECONDS:
-        table.save(partial)
-        saved = time.monotonic()
-  return table
+  # One place more than asked for, to know by how much the next one misses.
+  table = Table.empty(len(target_qd), k + 1)
+  seen, bad = Seen(), {}
 
+  def take(shard):
+    table.merge(*shard['pairs'])
+    for field in dataclasses.fields(Seen):
+      value, more = getattr(seen, field.name), shard[field.name]
+      both = max(value, more) if field.name == 'bound' else value + more
+      setattr(seen, field.name, both)
+    bad.update(zip(shard['bad_index'], shard['bad_reason'], strict=True))
 
-def _survivors(distance_qs, kth_q, bound_q, k):
-  """Pairs that may be among the k nearest: rows ascending, then columns."""
-  if np.isinf(kth_q).any() and distance_qs.shape[1] > k:
-    # The block alone already has k distances no farther than these.
-    block_q = np.partition(distance_qs, k - 1, axis=1)[:, k - 1] + bound_q
-    kth_q = np.minimum(kth_q, block_q)
-  limit_q = np.nextafter(
-    (kth_q + bound_q).astype(np.float32), np.float32(np.inf)
-  )
-  return np.nonzero(distance_qs <= limit_q[:, None])
-
-
-def _evaluate(describer, target_qd, log_target_qd, counts_sd, row_n, column_n):
-  """Exact distances of the pairs (row, column) of one block, float64 [n]."""
-  distance_n = np.empty(len(row_n))
-  used_s, column_n = np.unique(column_n, return_inverse=True)
-  source_sd = describer.fractions(counts_sd[used_s])
-  log_source_sd = describer.logs(counts_sd[used_s])
-  # Pieces that stay in the processor's cache.
-  step = max(1, 2**18 // target_qd.shape[1])
-  for start in range(0, len(row_n), step):
-    part = slice(start, start + step)
-    row, column = row_n[part], column_n[part]
-    distance_n[part] = divergence.jeffreys_pairs(
-      target_qd[row],
-      log_target_qd[row],
-      source_sd[column],
-      log_source_sd[column],
-      describer.weight_d,
-    )
-  return distance_n
-
-
-def _merge(table, row_n, index_n, distance_n):
-  """Merges new pairs, given in order of row and index, into the table."""
-  if not len(row_n):
-    return
-  rows_r, first_r, many_r = np.unique(
-    row_n, return_index=True, return_counts=True
-  )
-  # Each row's pairs side by side, filled up with empty places.
-  place_n = np.arange(len(row_n)) - np.repeat(first_r, many_r)
-  at = np.repeat(np.arange(len(rows_r)), many_r), place_n
-  distance_rm = np.full((len(rows_r), many_r.max()), np.inf)
-  index_rm = np.full(distance_rm.shape, -1, np.int64)
-  distance_rm[at], index_rm[at] = distance_n, index_n
-  k = table.distance_qk.shape[1]
-  table.distance_qk[rows_r], table.index_qk[rows_r] = topk.merge(
-    table.distance_qk[rows_r], table.index_qk[rows_r], distance_rm, index_rm, k
+  done = {s for s in shards.ranges if shards.has(s)}
+  for shard in sorted(done):
+    take(shards.load(shard))
+  mine = [s for s in shards.ranges[share[0] :: share[1]] if s not in done]
+  if mine:
+    work = _Work(describer, target_qd, mesh, k + 1, rows, rank, operands)
+    total = sum(stop - start for start, stop in mine)
+    with progress.bar(total, 'search') as bar:
+      for shard in mine:
+        # The table so far only makes the shard's own list shorter.
+        result = work.search(source, shard, table, bar)
+        shards.save(shard, result)
+        take(result)
+  for shard in shards.ranges:
+    if shard not in done and shard not in mine:
+      take(shards.wait(shard))
+  beyond_q = table.distance_qk[:, k].copy()
+  table = Table(table.distance_qk[:, :k], table.index_qk[:, :k])
+  return Found(
+    table=table, beyond_q=beyond_q, seen=seen, shards=shards.ranges, bad=bad
   )
 
 
-SCHEMA = pa.schema(
-  [
-    ('target_id', pa.string()),
-    ('source_id', pa.string()),
-    ('rank', pa.int32()),
-    ('distance', pa.float64()),
+def _grid(images, dims, processes, shard_images):
+  """Images per shard: few shards, but every process has its share."""
+  if shard_images is None:
+    shard_images = min(_SHARD_IMAGES, _SHARD_NUMBERS // dims)
+    shard_images = min(shard_images, -(-images // processes))
+    shard_images = -(-shard_images // ALIGNMENT) * ALIGNMENT
+  return [
+    (start, min(start + shard_images, images))
+    for start in range(0, images, shard_images)
   ]
-)
 
 
-def write(path, table, target_ids, source_ids):
-  """Writes neighbours.parquet: target_id, source_id, rank from 0, distance."""
-  row_n, rank_n = np.nonzero(table.index_qk >= 0)
-  columns = (
-    target_ids[row_n],
-    source_ids[table.index_qk[row_n, rank_n]],
-    rank_n.astype(np.int32),
-    table.distance_qk[row_n, rank_n],
-  )
-  rows = pa.table([pa.array(c) for c in columns], schema=SCHEMA)
-  with files.replacing(path) as file:
-    pq.write_table(rows, file, compression='zstd')
+class _Shards:
+  """The tables of finished shards, in a directory or nowhere.
 
-
-def read(path, target_ids, source_ids):
-  """The (distance_qk, index_qk) of neighbours.parquet, as `nearest` has them.
-
-  Raises:
-    ValueError: if it names an image that is not in `target_ids`, `source_ids`.
+  The first process to come writes down how the source is divided; a search
+  that goes on with another number of processes keeps to it.
   """
-  columns = pq.read_table(path, schema=SCHEMA).to_pydict()
-  row_of = {name: i for i, name in enumerate(target_ids.tolist())}
-  index_of = {name: i for i, name in enumerate(source_ids.tolist())}
-  try:
-    row_n = [row_of[name] for name in columns['target_id']]
-    index_n = [index_of[name] for name in columns['source_id']]
-  except KeyError as error:
-    raise ValueError(f'No image is called {error}.') from error
-  k = max(columns['rank'], default=-1) + 1
-  table = Table.empty(len(target_ids), k)
-  table.distance_qk[row_n, columns['rank']] = columns['distance']
-  table.index_qk[row_n, columns['rank']] = index_n
-  return table.distance_qk, table.index_qk
+
+  def __init__(self, directory, grid):
+    self._directory = directory and pathlib.Path(directory)
+    self.ranges = grid
+    if self._directory:
+      path = self._directory / 'shards.json'
+      if not path.exists():
+        files.write_json(path, grid)
+      self.ranges = [tuple(shard) for shard in files.read_json(path)]
+
+  def _path(self, shard):
+    return self._directory / f'shard-{shard[0]}-{shard[1]}.npz'
+
+  def has(self, shard):
+    return bool(self._directory) and self._path(shard).exists()
+
+  def save(self, shard, value):
+    if self._directory:
+      pairs = dict(
+        zip(('row', 'index', 'distance'), value['pairs'], strict=True)
+      )
+      rest = {k: v for k, v in value.items() if k != 'pairs'}
+      with files.replacing(self._path(shard)) as file:
+        np.savez(file, **pairs, **rest)
+
+  def load(self, shard):
+    with np.load(self._path(shard), allow_pickle=False) as stored:
+      value = {k: v if v.ndim else v.item() for k, v in stored.items()}
+    pairs = tuple(value.pop(name) for name in ('row', 'index', 'distance'))
+    return value | {'pairs': pairs}
+
+  def wait(self, shard):
+    # No collective: processes may be done hours apart, and a dead one ends
+    # the others through the coordination service.
+    while not self.has(shard):
+      time.sleep(_POLL_SECONDS)
+    return self.load(shard)
+
+
+class _Work:
+  """What the shards of one process share."""
+
+  def __init__(self, describer, target_qd, mesh, k, rows, rank, operands):
+    self._describer, self._k, self._rows = describer, k, rows
+    self._exact = exact.Exact(target_qd, describer)
+    self._screen = Screen(
+      target_qd, describer, mesh, rank=rank, operands=operands
+    )
+
+  def search(self, source, shard, table, bar):
+    """The pairs of one shard that are among the k nearest so far."""
+    start, stop = shard
+    part = source.subset(np.arange(start, stop))
+    counts_sd, position_s, bad = None, np.empty(stop - start, np.int64), []
+    open_pairs = _Open(self._screen, table, self._k)
+    images = good = 0
+    pending = None
+    for block in self._describer.blocks(part, rows=self._rows):
+      n = len(block.counts_nd)
+      on_device = self._screen.block(block.counts_nd, self._rows)
+      if counts_sd is None:
+        counts_sd = np.empty(
+          (stop - start, block.counts_nd.shape[1]), on_device.dtype
+        )
+      counts_sd[good : good + n] = block.counts_nd
+      position_s[good : good + n] = start + block.index_n
+      # The devices work on this block while the host looks at the last.
+      asked = open_pairs.ask(on_device, n, good)
+      if pending is not None:
+        open_pairs.add(pending)
+      pending = asked
+      good += n
+      bad += [(start + i, reason) for i, reason in block.bad]
+      bar.update(block.stop - images)
+      images = block.stop
+    if pending is not None:
+      open_pairs.add(pending)
+    mine = Table(table.distance_qk.copy(), table.index_qk.copy())
+    evaluated = self._settle(mine, open_pairs, counts_sd, position_s)
+    index, reason = zip(*bad, strict=True) if bad else ((), ())
+    return {
+      'pairs': mine.pairs(start, stop),
+      'images': images,
+      'good': good,
+      'opened': open_pairs.opened,
+      'evaluated': evaluated,
+      'bound': float(self._screen.fixed_q.max()),
+      'bad_index': np.array(index, np.int64),
+      'bad_reason': np.array(reason, np.str_),
+    }
+
+  def _settle(self, table, open_pairs, counts_sd, position_s):
+    """Merges all that may belong into the table; returns pairs evaluated."""
+    row_n, column_n, lower_n = open_pairs.pairs()
+    first_n = _lowest(row_n, lower_n, self._k)
+    evaluated = 0
+    for chosen_n in (first_n, ~first_n):
+      # Exact distances of the first half tighten the limits of the second.
+      limit_q = table.distance_qk[:, -1]
+      chosen_n &= lower_n <= limit_q[row_n]
+      row, column = row_n[chosen_n], column_n[chosen_n]
+      distance = self._exact(counts_sd, column, row)
+      table.merge(row, position_s[column], distance)
+      evaluated += len(row)
+    return evaluated
+
+
+def _lowest(row_n, lower_n, k):
+  """Marks each row's k pairs of lowest bound."""
+  order_n = np.lexsort((lower_n, row_n))
+  rows = row_n[order_n]
+  rank_n = np.arange(len(rows)) - np.searchsorted(rows, rows)
+  chosen_n = np.zeros(len(rows), bool)
+  chosen_n[order_n[rank_n < k]] = True
+  return chosen_n
+
+
+class _Open:
+  """The pairs of a shard that the bounds leave open.
+
+  Upper bounds are only counted, in cells of a fixed width per target: the
+  k-th smallest lies in the first cell that k of them reach.
+  """
+
+  def __init__(self, screen, table, k):
+    self._screen, self._k = screen, k
+    targets = len(table.distance_qk)
+    filled = int(np.isfinite(table.distance_qk).sum(axis=1).min(initial=k))
+    # Upper bounds in full, as long as there are fewer than k.
+    self._upper = [table.distance_qk[:, :filled].T]
+    self._many = filled
+    self._limit_q = np.full(targets, np.inf)
+    self._farthest_q = None
+    self._found = []
+    self.opened = 0
+    self._start_counting()
+
+  def _start_counting(self):
+    if self._many < self._k:
+      return
+    upper_nq = np.concatenate(self._upper)
+    self._upper = None
+    self._farthest_q = np.partition(upper_nq, self._k - 1, axis=0)[self._k - 1]
+    self._cells_q = self._screen.cells(self._farthest_q)
+    cell_nq = np.clip(upper_nq * self._cells_q, 0, kernels.CELLS - 1)
+    row = np.broadcast_to(np.arange(upper_nq.shape[1]), upper_nq.shape)
+    self._counts_qc = np.zeros((upper_nq.shape[1], kernels.CELLS), np.int64)
+    self._count(row.ravel(), cell_nq.astype(np.uint8).ravel())
+
+  def _count(self, row_n, cell_n):
+    place_n = row_n * kernels.CELLS + cell_n
+    counts_qc = self._counts_qc
+    counts_qc += np.bincount(place_n, minlength=counts_qc.size).reshape(
+      counts_qc.shape
+    )
+    cell_q = (np.cumsum(counts_qc, axis=1) >= self._k).argmax(axis=1)
+    # A little more than the cell's upper edge: cells were found in float32.
+    limit_q = (cell_q + 1.01) / self._cells_q
+    self._limit_q = np.minimum(self._limit_q, limit_q)
+
+  def ask(self, block_sd, n, first):
+    """Starts a block on the devices; `add` takes what comes out."""
+    if self._farthest_q is None:
+      return n, first, block_sd, None
+    return (
+      n,
+      first,
+      block_sd,
+      self._screen.candidates(block_sd, self._limit_q, self._farthest_q),
+    )
+
+  def add(self, asked):
+    """Takes in the open pairs of a block: n rows, numbered from `first`."""
+    n, first, block_sd, answer = asked
+    if answer is None:
+      lower_sq, upper_sq = self._screen.bounds(block_sd)
+      lower_sq, upper_sq = lower_sq[:n], upper_sq[:n]
+      column_n, row_n = np.divmod(
+        np.arange(lower_sq.size, dtype=np.int32), lower_sq.shape[1]
+      )
+      self._keep(row_n, column_n, lower_sq.ravel(), first)
+      if self._upper is not None:
+        self._upper.append(upper_sq)
+        self._many += n
+        self._start_counting()
+      return
+    open_sq, lower_sq, cell_sq = (meshes.fetch(x)[:n] for x in answer)
+    at = np.flatnonzero(open_sq)
+    column_n, row_n = np.divmod(at.astype(np.int32), np.int32(open_sq.shape[1]))
+    self._keep(row_n, column_n, lower_sq.ravel()[at], first)
+    self._count(row_n, cell_sq.ravel()[at])
+
+  def _keep(self, row_n, column_n, lower_n, first):
+    self.opened += len(row_n)
+    self._found.append((row_n, column_n + np.int32(first), lower_n))
+
+  def pairs(self):
+    """(row, column, lower bound in nats) of what is still open."""
+    floor_q = self._screen.floor_q
+    kept = []
+    for row_n, column_n, lower_n in self._found:
+      lower_n = lower_n + floor_q[row_n]
+      keep_n = lower_n <= self._limit_q[row_n]
+      kept.append((row_n[keep_n], column_n[keep_n], lower_n[keep_n]))
+    if not kept:
+      return np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0)
+    return tuple(np.concatenate(part) for part in zip(*kept, strict=True))

@@ -8,9 +8,10 @@ import shutil
 
 import numpy as np
 
-from sjft_jax import describe, files, intake, progress, search
+from sjft_jax import describe, files, intake, progress, search, tables
 from sjft_jax.data.pipelines import Candidates
 from sjft_jax.errors import UserError
+from sjft_jax.ops import divergence
 
 
 def stage(c, target, pool, workdir, mesh, donors):
@@ -101,11 +102,10 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
         shutil.copytree(donor, beside)
   if not certificate.exists():
     _search(c, target, source, directory, key, mesh)
-  _, index_qk = search.read(
-    directory / 'neighbours.parquet', target.ids, source.ids
-  )
+  found = tables.read(directory / 'neighbours.parquet', target.ids, source.ids)
   return Neighbours(
-    index_qk=index_qk, unreadable=files.read_json(certificate)['unreadable']
+    index_qk=found.index_qk,
+    unreadable=files.read_json(certificate)['unreadable'],
   )
 
 
@@ -124,31 +124,30 @@ def _search(c, target, source, directory, key, mesh):
       **run_on,
     )
     describer.save(edges)
-  partial = directory / 'partial.npz'
-  table = search.nearest(
-    describer, target, source, k=c.budget.maximum, mesh=mesh, partial=partial
+  shards = directory / 'shards'
+  found = search.nearest(
+    describer, target, source, k=c.budget.maximum, mesh=mesh, directory=shards
   )
   neighbours = directory / 'neighbours.parquet'
-  search.write(neighbours, table, target.ids, source.ids)
+  tables.write(neighbours, found.table, target.ids, source.ids)
   files.write_json(
     directory / 'certificate.json',
     {
       'key': key,
-      'epsilon': search.divergence.EPSILON,
+      'epsilon': divergence.EPSILON,
       'dimensions': len(describer.weight_d),
       'source_images': len(source),
-      'source_images_seen': table.seen,
-      'screen_error_bound_nats': table.bound,
-      'pairs': (table.seen - len(table.bad_index)) * len(target),
-      'pairs_evaluated_in_float64': table.evaluated,
+      'source_images_seen': found.seen.images,
+      'screen_error_bound_nats': found.seen.bound,
+      'pairs': found.seen.good * len(target),
+      'pairs_evaluated_in_float64': found.seen.evaluated,
       'neighbours_sha256': hashlib.sha256(neighbours.read_bytes()).hexdigest(),
       'unreadable': {
-        source.ids[i]: str(reason)
-        for i, reason in zip(table.bad_index, table.bad_reason, strict=True)
+        source.ids[i]: str(reason) for i, reason in found.bad.items()
       },
     },
   )
-  partial.unlink(missing_ok=True)
+  shutil.rmtree(shards)
 
 
 def _key(c, target, source):

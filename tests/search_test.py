@@ -1,31 +1,45 @@
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 
-from sjft_jax import describe, mesh, search
+from sjft_jax import describe, mesh, screen, search, tables
+from sjft_jax.exact import Exact
 from sjft_jax.ops import divergence
 
 
+class Images:
+  """A data set of ready counts, int32 [n, d]."""
+
+  def __init__(self, counts_nd):
+    self.counts_nd = counts_nd
+
+  def __len__(self):
+    return len(self.counts_nd)
+
+  def subset(self, index):
+    return Images(self.counts_nd[index])
+
+
 class Described:
-  """A describer of ready counts: a data set is an array int32 [n, d]."""
+  """A describer of ready counts."""
 
   def __init__(self, bins, pixels, channels):
     d = bins * channels
     self.pixels_d = np.full(d, float(pixels))
     self.weight_d = np.full(d, 1 / channels)
-    self.stop_after = None
+    self.read = 0
+    self.stop_after = None  # images
 
   fractions = describe.Describer.fractions
   logs = describe.Describer.logs
   log_error = describe.Describer.log_error
 
   def blocks(self, dataset, *, rows, start=0):
-    for done, at in enumerate(range(start, len(dataset), rows)):
-      if done == self.stop_after:
+    for at in range(start, len(dataset), rows):
+      part = dataset.counts_nd[at : at + rows]
+      self.read += len(part)
+      if self.stop_after is not None and self.read > self.stop_after:
         raise KeyboardInterrupt
-      part = dataset[at : at + rows]
       # A row without pixels stands for an image that cannot be decoded.
       good = part.sum(axis=1) > 0
       yield describe.Block(
@@ -65,103 +79,169 @@ def case():
   return Described(8, 60, 3), target, source
 
 
+def find(case, **settings):
+  describer, target, source = case
+  settings = dict(mesh=mesh.make(jax.devices()[:1]), rows=64) | settings
+  return search.nearest(describer, Images(target), Images(source), **settings)
+
+
+def assert_same(found, other):
+  np.testing.assert_array_equal(found.table.index_qk, other.table.index_qk)
+  np.testing.assert_array_equal(
+    found.table.distance_qk, other.table.distance_qk
+  )
+  np.testing.assert_array_equal(found.beyond_q, other.beyond_q)
+
+
 @pytest.mark.parametrize('k', [1, 10, 144])
-@pytest.mark.parametrize('rows', [1, 16, 1000])
-def test_neighbours_equal_brute_force_for_any_block(case, k, rows):
-  describer, target, source = case
-  table = search.nearest(
-    describer, target, source, k=k, mesh=mesh.make(), rows=rows
-  )
-  distance, index = brute_force(describer, target, source, k)
-  np.testing.assert_array_equal(table.index_qk, index)
+@pytest.mark.parametrize(
+  'how',
+  [
+    dict(rows=7, rank=0, operands='float32'),
+    dict(rows=1000, rank=0, operands='bfloat16'),
+    dict(rows=16, rank=4, operands='float32', shard_images=40),
+    dict(rows=32, rank=24, operands='bfloat16', shard_images=100),
+  ],
+)
+def test_neighbours_equal_brute_force_however_they_are_screened(case, k, how):
+  found = find(case, k=k, **how)
+  distance, index = brute_force(*case, k)
+  np.testing.assert_array_equal(found.table.index_qk, index)
   np.testing.assert_allclose(
-    table.distance_qk, distance, rtol=1e-11, atol=1e-13
+    found.table.distance_qk, distance, rtol=1e-11, atol=1e-13
   )
-  assert table.seen == 150
-  assert table.bad_index.tolist() == list(range(120, 126))
+  assert found.seen.images == 150
+  assert found.seen.good == 144
+  assert found.bad == dict.fromkeys(range(120, 126), 'bad')
 
 
-@pytest.mark.parametrize('devices', [1, 2, 8])
+def test_the_nearest_image_left_out_is_known(case):
+  distance, _ = brute_force(*case, 11)
+  found = find(case, k=10)
+  np.testing.assert_allclose(found.beyond_q, distance[:, 10], rtol=1e-11)
+  assert np.isinf(find(case, k=144).beyond_q).all()
+
+
+@pytest.mark.parametrize('devices', [2, 4, 8])
 def test_devices_agree_to_the_bit(case, devices):
-  describer, target, source = case
-  one = search.nearest(
-    describer, target, source, k=12, mesh=mesh.make(), rows=32
-  )
-  some = search.nearest(
-    describer,
-    target,
-    source,
-    k=12,
-    mesh=mesh.make(jax.devices()[:devices]),
-    rows=50,
-  )
-  np.testing.assert_array_equal(one.index_qk, some.index_qk)
-  np.testing.assert_array_equal(one.distance_qk, some.distance_qk)
+  some = mesh.make(jax.devices()[:devices])
+  for rank in (0, 4):
+    one = find(case, k=12, rank=rank, rows=32)
+    assert_same(one, find(case, k=12, rank=rank, rows=50, mesh=some))
 
 
 def test_a_source_with_too_few_readable_images_leaves_empty_places(case):
-  describer, target, source = case
-  table = search.nearest(
-    describer, target, source, k=150, mesh=mesh.make(), rows=64
-  )
+  table = find(case, k=150).table
   assert (table.index_qk[:, 144:] == -1).all()
   assert (table.index_qk[:, :144] >= 0).all()
 
 
-def test_a_killed_search_goes_on_to_the_same_table(case, tmp_path, monkeypatch):
-  describer, target, source = case
-  whole = search.nearest(
-    describer, target, source, k=12, mesh=mesh.make(), rows=16
-  )
-  monkeypatch.setattr(search, 'SAVE_SECONDS', 0)
-  partial = tmp_path / 'partial.npz'
-  settings = dict(k=12, mesh=mesh.make(), rows=16, partial=partial)
-  describer.stop_after = 8  # past the unreadable ones
+def test_identical_images_are_taken_in_order():
+  describer, rng = Described(8, 60, 3), np.random.default_rng(5)
+  one = counts(rng, 1)
+  case = describer, np.repeat(one, 3, 0), np.repeat(one, 40, 0)
+  found = find(case, k=10, rows=16, shard_images=16)
+  assert (found.table.index_qk == np.arange(10)).all()
+  assert not found.table.distance_qk.any()
+  assert not found.beyond_q.any()
+
+
+def test_a_killed_search_goes_on_to_the_same_table(case, tmp_path):
+  describer, _, _ = case
+  whole = find(case, k=12, rows=16, shard_images=32)
+  settings = dict(k=12, rows=16, shard_images=32, directory=tmp_path)
+  describer.read, describer.stop_after = 0, 9 + 100  # past the bad ones
   with pytest.raises(KeyboardInterrupt):
-    search.nearest(describer, target, source, **settings)
-  assert search.Table.load(partial).seen == 128
-  describer.stop_after = 2  # what is left, and no more
-  resumed = search.nearest(describer, target, source, **settings)
-  for field in dataclasses.fields(whole):
-    np.testing.assert_array_equal(
-      getattr(whole, field.name), getattr(resumed, field.name)
-    )
+    find(case, **settings)
+  # What is left, and no more: three shards were finished.
+  describer.read, describer.stop_after = 0, 9 + 150 - 96
+  resumed = find(case, **settings)
+  assert_same(whole, resumed)
+  assert resumed.bad == whole.bad
+  assert resumed.seen == whole.seen
+  describer.read, describer.stop_after = 0, 9  # the target alone
+  assert_same(whole, find(case, **settings))
 
 
-def test_the_screen_keeps_within_its_bound():
-  rng = np.random.default_rng(3)
+def test_processes_agree_to_the_bit(case, tmp_path):
+  """Two halves of the work, one after the other, and one that takes both."""
+  whole = find(case, k=12)
+  settings = dict(k=12, shard_images=32, directory=tmp_path)
+  shards = search._Shards(tmp_path, search._grid(150, 24, 2, 32))
+  waited = []
+
+  def wait(self, shard):
+    waited.append(shard)
+    raise TimeoutError
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(search._Shards, 'wait', wait)
+    with pytest.raises(TimeoutError):
+      find(case, share=(0, 2), **settings)
+  assert waited == [(32, 64)]  # the other's first
+  assert [shards.has(s) for s in shards.ranges] == [1, 0, 1, 0, 1]
+  assert_same(whole, find(case, share=(1, 2), **settings))
+
+
+def dense(rng):
+  return counts(rng, 20, 12, 32, 4096), counts(rng, 96, 12, 32, 4096)
+
+
+def hostile(rng):
+  """One-hot and flat histograms, copies, and single pixels that moved."""
+  flat = np.full((4, 12 * 32), 128)
+  hot = np.zeros((4, 12, 32), int)
+  hot[np.arange(4), :, rng.integers(0, 32, 4)] = 4096
+  near = flat.copy()
+  near[:, 0], near[:, 1] = 129, 127
+  rows = np.concatenate([flat, hot.reshape(4, -1), near])
+  return rows, np.concatenate([rows, counts(rng, 20, 12, 32, 4096)])
+
+
+@pytest.mark.parametrize('rank', [0, 8, 40])
+@pytest.mark.parametrize('operands', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('draw', [dense, hostile])
+def test_the_bounds_hold(draw, operands, rank):
   describer = Described(32, 64 * 64, 12)
-  target, source = counts(rng, 20, 12, 32, 4096), counts(rng, 96, 12, 32, 4096)
-  target_qd, log_qd = describer.fractions(target), describer.logs(target)
-  screen = search.Screen(
-    target_qd, log_qd, describer.weight_d, describer.log_error(), mesh.make()
+  target, source = draw(np.random.default_rng(3))
+  asked = screen.Screen(
+    target, describer, mesh.make(), rank=rank, operands=operands
   )
-  distance, bound = screen(source, describer.pixels_d.astype(np.float32))
-  q, s = np.divmod(np.arange(20 * 96), 96)
-  exact = divergence.jeffreys_pairs(
-    target_qd[q],
-    log_qd[q],
-    describer.fractions(source)[s],
-    describer.logs(source)[s],
-    describer.weight_d,
-  ).reshape(20, 96)
-  error = np.abs(np.asarray(distance, np.float64) - exact).max(axis=1)
-  assert (error <= bound).all()
-  # A bound is of use only if it is small beside the distances.
-  assert (bound < 0.01 * np.median(exact, axis=1)).all()
+  lower, upper = asked.bounds(asked.block(source, len(source)))
+  lower = (lower.astype(np.float64) + asked.floor_q)[: len(source)]
+  q, s = np.divmod(np.arange(len(target) * len(source)), len(source))
+  order = np.argsort(s, kind='stable')
+  exact = np.empty((len(target), len(source)))
+  exact[q[order], s[order]] = Exact(target, describer)(
+    source, s[order], q[order]
+  )
+  assert (lower <= exact.T).all()
+  assert (exact.T <= upper[: len(source)]).all()
+  if rank == 0 and draw is dense:
+    # Bounds are of use only if they are close beside the distances.
+    width = (upper[: len(source)] - lower).max()
+    share = {'float32': 0.01, 'bfloat16': 0.1}[operands]
+    assert width < share * np.median(exact)
+
+
+def test_exact_distances_equal_the_formula(case):
+  describer, target, source = case
+  s, q = np.divmod(np.arange(150 * 9), 9)
+  distance = Exact(target, describer)(source, s, q).reshape(150, 9)
+  expected = brute_force(describer, target, source[:120], 120)[0]
+  np.testing.assert_allclose(
+    np.sort(distance[:120].T, axis=1), expected, rtol=1e-11, atol=1e-13
+  )
 
 
 def test_neighbours_file_round_trip(case, tmp_path):
-  describer, target, source = case
-  table = search.nearest(
-    describer, target, source, k=150, mesh=mesh.make(), rows=64
-  )
+  table = find(case, k=150).table
   target_ids = np.array([f'target:{i}' for i in range(9)])
   source_ids = np.array([f'main:{i}, "é"' for i in range(150)])
   path = tmp_path / 'neighbours.parquet'
-  search.write(path, table, target_ids, source_ids)
-  distance, index = search.read(path, target_ids, source_ids)
-  np.testing.assert_array_equal(distance, table.distance_qk[:, :144])
-  np.testing.assert_array_equal(index, table.index_qk[:, :144])
+  tables.write(path, table, target_ids, source_ids)
+  stored = tables.read(path, target_ids, source_ids)
+  np.testing.assert_array_equal(stored.distance_qk, table.distance_qk[:, :144])
+  np.testing.assert_array_equal(stored.index_qk, table.index_qk[:, :144])
   with pytest.raises(ValueError, match='main:7'):
-    search.read(path, target_ids, np.delete(source_ids, 7))
+    tables.read(path, target_ids, np.delete(source_ids, 7))

@@ -83,20 +83,21 @@ def lifted(scaled_qd, scaled_log_qd, self_q, source_sd, log_sd, half_d):
   return self_q[:, None] + self_s[None, :] - cross_sq.T
 
 
-def jeffreys_pairs(first_nd, log_first_nd, second_nd, log_second_nd, weight_d):
+def jeffreys_pairs(first_nd, first_log_nd, second_nd, second_log_nd):
   """The divergence of n pairs, in the direct form and in float64.
 
-  D[n] = 1/2 sum_d w[d] (p[n, d] - q[n, d]) (P[n, d] - Q[n, d])
+  D[n] = sum_d (p[n, d] - q[n, d]) (a[d] P[n, d] - a[d] Q[n, d]), a = w / 2
 
+  The factors may be shared otherwise: pixel counts instead of p and q, whose
+  differences are exact, with logarithms divided by the number of pixels.
   Every row is summed alone and in one order, so that equal histograms have
   equal distances to the last bit, in whatever company they are computed.
 
   Args:
-    first_nd: histograms p, NumPy float64 [n, d].
-    log_first_nd: P = log(p + e), float64 [n, d].
-    second_nd: histograms q, float64 [n, d].
-    log_second_nd: Q = log(q + e), float64 [n, d].
-    weight_d: weight of each bin's channel, float64 [d].
+    first_nd: p, NumPy float64 [n, d].
+    first_log_nd: a P, P = log(p + e), float64 [n, d].
+    second_nd: q, float64 [n, d].
+    second_log_nd: a Q, Q = log(q + e), float64 [n, d].
 
   Returns:
     Distances in nats, NumPy float64 [n].
@@ -104,6 +105,5 @@ def jeffreys_pairs(first_nd, log_first_nd, second_nd, log_second_nd, weight_d):
   Source: as `pairwise_jeffreys`.
   """
   term_nd = first_nd - second_nd
-  term_nd *= log_first_nd - log_second_nd
-  term_nd *= weight_d[None] / 2
+  term_nd *= first_log_nd - second_log_nd
   return term_nd.sum(axis=1)

@@ -28,11 +28,10 @@ def merge(distance_qk, index_qk, distance_qm, index_qm, k: int):
   """The k smallest of two tables; ties to the lower index.
 
   Args:
-    distance_qk: ascending distances, NumPy [q, any]; inf marks an empty place.
-    index_qk: their indices; equal distances stand in ascending order.
-    distance_qm: further distances in any order of distance, but with indices
-      ascending along the row and above those of equal distance in the first
-      table, as the blocks of an ordered stream have them.
+    distance_qk: distances in any order, NumPy [q, any]; inf marks an empty
+      place.
+    index_qk: their indices; no two of a row are equal but in empty places.
+    distance_qm: further distances, as the first.
     index_qm: their indices.
     k: width of the merged table, at most the two widths together.
 
@@ -41,8 +40,7 @@ def merge(distance_qk, index_qk, distance_qm, index_qm, k: int):
   """
   distance = np.concatenate([distance_qk, distance_qm], axis=1)
   index = np.concatenate([index_qk, index_qm], axis=1)
-  # A stable sort keeps equal distances in order of index, as they came in.
-  order = np.argsort(distance, axis=1, kind='stable')[:, :k]
+  order = np.lexsort((index, distance), axis=1)[:, :k]
   return (
     np.take_along_axis(distance, order, axis=1),
     np.take_along_axis(index, order, axis=1),

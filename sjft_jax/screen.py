@@ -1,0 +1,321 @@
+"""The targets' side of the screen, with a proven bound on its rounding.
+
+Notation as in `ops.screen`: u and v of the targets are computed in float64;
+|x| is the Euclidean norm. A sum of n rounded products <x, y> is off by at most
+g |x| |y|, g = n h / (1 - n h), in any order of summation, where h is the unit
+roundoff. Source: N. Higham, Accuracy and Stability of Numerical Algorithms,
+chapter 3.
+"""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from sjft_jax import mesh as meshes
+from sjft_jax.ops import divergence, screen
+
+# Unit roundoffs: half the distance from 1 to the next number.
+ROUNDING = 2.0**-24
+OPERANDS = {'float32': (jnp.float32, 0.0), 'bfloat16': (jnp.bfloat16, 2.0**-8)}
+# Covers products of errors, and the rounding of the bounds themselves.
+SLACK = 1.05
+# Bins per group: short sums round less, long ones run faster. Sums over many
+# targets are costlier to interrupt than those over few directions.
+_GROUP = {True: 512, False: 2304}
+# Targets that the directions are taken from: their Gram matrix is inverted.
+_FITTED = 1024
+
+
+class Screen:
+  """Targets made ready on the devices, to be asked which pairs stay open.
+
+  Args:
+    target_qd: pixel counts of the targets, int [q, d].
+    describer: gives fractions, logarithms, weights and their error.
+    mesh: the source rows of a block are split over its devices.
+    rank: directions of the short products; 0 for products over all bins, None
+      for 256 directions where they hold enough and save enough, else 0.
+    operands: 'float32' or 'bfloat16', or 'auto' for the faster.
+  """
+
+  def __init__(self, target_qd, describer, mesh, *, rank=None, operands='auto'):
+    if operands == 'auto':
+      operands = faster_operands()
+    self.operands = operands
+    self._type, self._step = OPERANDS[operands]
+    self._mesh = mesh
+    half_d = describer.weight_d / 2
+    fraction_qd = describer.fractions(target_qd)
+    log_qd = describer.logs(target_qd)
+    # float32 constants, so that both sides use the very same numbers.
+    centre_d = _single(fraction_qd.mean(axis=0))
+    log_centre_d = _single(log_qd.mean(axis=0))
+    spread_d, log_spread_d = fraction_qd.std(axis=0), log_qd.std(axis=0)
+    # Equal spread of u and v in every bin makes the directions hold more. A
+    # bin that never changes among the targets keeps a moderate scale.
+    spread_d += 1e-3 * spread_d.mean() + 1e-30
+    log_spread_d += 1e-3 * log_spread_d.mean() + 1e-30
+    scale_d = _single(np.sqrt(half_d * log_spread_d / spread_d))
+    log_scale_d = half_d / scale_d
+    u_qd = (fraction_qd - centre_d) * scale_d
+    v_qd = (log_qd - log_centre_d) * log_scale_d
+    del fraction_qd, log_qd
+    self.self_q = np.einsum('qd,qd->q', u_qd, v_qd)
+    # Absolute errors of one u and of one v of a source image.
+    self._error = ROUNDING * _norm(scale_d * centre_d)
+    self._log_error = describer.log_error() * _norm(log_scale_d)
+    self.rank, w_dr = self._directions(u_qd, v_qd, rank)
+    groups = -(-len(half_d) // _GROUP[bool(self.rank)])
+    self.width = -(-len(half_d) // groups) * groups
+
+    def grouped(value, fill=0.0):
+      value = np.asarray(value, np.float32)
+      short = [(0, 0)] * (value.ndim - 1) + [(0, self.width - len(half_d))]
+      value = np.pad(value, short, constant_values=fill)
+      value = value.reshape(*value.shape[:-1], groups, -1)
+      return np.moveaxis(value, -2, 0)
+
+    g = _gamma(self.width // groups + groups + 4)
+    if self.rank:
+      sides = self._short(u_qd, v_qd, w_dr, g)
+      left_gnd = right_gnd = grouped(w_dr.T)
+    else:
+      sides = self._whole(u_qd, v_qd, g)
+      left_gnd, right_gnd = grouped(u_qd), grouped(v_qd)
+    fixed_q = sides.pop('fixed_q')
+    self.fixed_q = SLACK * (fixed_q + 4 * ROUNDING * np.abs(self.self_q))
+    self_rates = [g + 16 * ROUNDING, self._log_error, self._error]
+    typed = jnp.asarray(left_gnd, self._type)
+    constants = screen.Operands(
+      pixels_gd=grouped(describer.pixels_d, 1.0),
+      centre_gd=grouped(centre_d),
+      log_centre_gd=grouped(log_centre_d),
+      scale_gd=grouped(scale_d),
+      log_scale_gd=grouped(log_scale_d),
+      left_gnd=typed,
+      right_gnd=typed if self.rank else jnp.asarray(right_gnd, self._type),
+      self_rates=SLACK * np.array(self_rates),
+      **sides,
+    )
+    self._constants = meshes.replicate(
+      jax.tree.map(self._on_device, constants), mesh
+    )
+    self._count_type = (
+      np.uint16 if describer.pixels_d.max() < 2**16 else np.int32
+    )
+
+  def _on_device(self, value):
+    keep = isinstance(value, jax.Array)
+    return value if keep else np.asarray(value, np.float32)
+
+  def _directions(self, u_qd, v_qd, rank):
+    """The number of directions, and W float64 [d, r] as the devices hold it."""
+    targets, dims = u_qd.shape
+    wanted = 256 if rank is None else rank
+    saves = wanted * (1 / dims + 1 / targets) < 0.7
+    if wanted == 0 or (rank is None and not saves):
+      return 0, None
+    some = np.linspace(0, targets - 1, min(targets, _FITTED)).astype(int)
+    z_nd = np.concatenate(
+      [x[some] / (_norm(x[some]) or 1) for x in (u_qd, v_qd)]
+    ).astype(np.float32)
+    value_n, vector_nn = np.linalg.eigh((z_nd @ z_nd.T).astype(np.float64))
+    top = np.argsort(value_n)[::-1][: min(wanted, dims)]
+    top = top[value_n[top] > 1e-6 * value_n.max()]
+    if not len(top):
+      return 0, None
+    w_dr, _ = np.linalg.qr(z_nd.T.astype(np.float64) @ vector_nn[:, top])
+    w_dr = np.asarray(jnp.asarray(w_dr, self._type), np.float64)
+    if rank is None:
+      left = [_rows(x[some] - (x[some] @ w_dr) @ w_dr.T) for x in (u_qd, v_qd)]
+      whole = [_rows(x[some]) for x in (u_qd, v_qd)]
+      # What the directions miss must be small beside what there is.
+      if (left[0] * left[1]).mean() > 0.05 * (whole[0] * whole[1]).mean():
+        return 0, None
+    return w_dr.shape[1], w_dr
+
+  def _typed(self, value):
+    """As the devices hold it: (value, norms of its rows, of its error)."""
+    typed = jnp.asarray(value, self._type)
+    held = np.asarray(typed, np.float64)
+    return typed, _rows(held), _rows(held - value)
+
+  def _whole(self, u_qd, v_qd, g):
+    """Error rates of the products over all bins."""
+    h, w = ROUNDING, self._step
+    (_, u_q, off_u_q), (_, v_q, off_v_q) = map(self._typed, (u_qd, v_qd))
+    rate = 8 * h + 1.01 * (w + g)
+    zero_q = np.zeros(len(u_q))
+    return dict(
+      short_qr=None,
+      log_short_qr=None,
+      rest_q=zero_q,
+      log_rest_q=zero_q,
+      log_rate_q=SLACK * (off_u_q + rate * u_q),
+      norm_rate_q=SLACK * (off_v_q + rate * v_q),
+      rest_rates=np.zeros(4),
+      fixed_q=1.05 * (u_q * self._log_error + v_q * self._error),
+    )
+
+  def _short(self, u_qd, v_qd, w_dr, g):
+    """Targets in the directions, what is left of them, and error rates."""
+    h, w = ROUNDING, self._step
+    gram_rr = w_dr.T @ w_dr
+    off = np.linalg.norm(gram_rr - np.eye(len(gram_rr)), 2)
+    stretch, frobenius = np.sqrt(1 + off), _norm(w_dr)
+    g_short = _gamma(len(gram_rr) + 4)
+    # Of W'v_x, per |v_x|: rounded operands, then a rounded sum.
+    part = stretch * (4 * h + 1.01 * w) + 1.01 * g * frobenius
+    sides = dict(fixed_q=0.0)
+    for name, rate_name, error, x_qd in (
+      ('', 'log_rate_q', self._log_error, u_qd),
+      ('log_', 'norm_rate_q', self._error, v_qd),
+    ):
+      # Least squares, so that what is left is orthogonal to W as it is held.
+      z_qr = np.linalg.solve(gram_rr, w_dr.T @ x_qd.T).T
+      left_qd = x_qd - z_qr @ w_dr.T
+      # float64 leaves this much of it in W's span.
+      leak_q = _rows(left_qd @ w_dr)
+      z_typed, z_q, off_z_q = self._typed(z_qr)
+      sides[f'{name}short_qr'] = z_typed
+      sides[f'{name}rest_q'] = SLACK * _rows(left_qd)
+      sides[rate_name] = SLACK * (
+        1.02 * stretch * (off_z_q + z_q * (w + g_short + 8 * h))
+        + z_q * part
+        + 1.02 * leak_q
+      )
+      sides['fixed_q'] = sides['fixed_q'] + 1.05 * stretch * z_q * error
+    square = 2 * g + g_short * stretch**2 + 1.05 * off * stretch**2
+    square += 8 * h + 2.1 * stretch * part
+    single = 2 + 2.2 * stretch**2
+    sides['rest_rates'] = SLACK * np.array(
+      [square, single * self._error, square, single * self._log_error]
+    )
+    return sides
+
+  def block(self, counts_nd, rows):
+    """Counts of one block on the devices, filled up to `rows` rows."""
+    block_sd = np.zeros(
+      (meshes.round_up(rows, self._mesh), self.width), self._count_type
+    )
+    block_sd[: len(counts_nd), : counts_nd.shape[1]] = counts_nd
+    return meshes.shard(block_sd, self._mesh)
+
+  def candidates(self, block_sd, limit_q, farthest_q):
+    """Asks which pairs of a block may be no farther than a limit.
+
+    Args:
+      block_sd: from `block`.
+      limit_q: nats, float64 [q]; inf leaves all pairs open.
+      farthest_q: nats, float64 [q]: upper bounds are counted in cells that
+        divide the range from 0 to it.
+
+    Returns:
+      (open_sq bool, lower_sq float32, cell_sq uint8) on the devices. Add
+      `floor_q` to lower_sq for a lower bound in nats.
+    """
+    limit_q = _up(limit_q - self.floor_q)
+    cells_q = np.float32(self.cells(farthest_q))
+    ceiling_q = np.float32(self.self_q + self.fixed_q)
+    return self._candidates(
+      block_sd, self._constants, limit_q, ceiling_q, cells_q
+    )
+
+  def bounds(self, block_sd):
+    """Bounds of all distances of a block.
+
+    Args:
+      block_sd: from `block`.
+
+    Returns:
+      (lower_sq float32, to which `floor_q` must be added; upper_sq float64,
+      nats), NumPy.
+    """
+    lower_sq, upper_sq = map(
+      meshes.fetch, self._bounds(block_sd, self._constants)
+    )
+    return lower_sq, upper_sq + (self.self_q + self.fixed_q)[None]
+
+  @property
+  def floor_q(self):
+    """What turns the devices' lower bounds into nats, float64 [q]."""
+    return self.self_q - self.fixed_q
+
+  @staticmethod
+  def cells(farthest_q):
+    """Cells per nat; the last cell is beyond the farthest."""
+    return (screen.CELLS - 1) / np.maximum(farthest_q, 1e-12)
+
+  @functools.cached_property
+  def _candidates(self):
+    return self._over_rows(screen.candidates, 3)
+
+  @functools.cached_property
+  def _bounds(self):
+    return self._over_rows(screen.bounds, 0)
+
+  def _over_rows(self, kernel, vectors):
+    """A kernel whose rows are split over the devices."""
+    split, whole = PartitionSpec(meshes.AXIS), PartitionSpec()
+    return jax.jit(
+      jax.shard_map(
+        functools.partial(kernel, epsilon=divergence.EPSILON),
+        mesh=self._mesh,
+        in_specs=(split, whole, *[whole] * vectors),
+        out_specs=split,
+        # Sums start from zeros, which do not vary over the devices.
+        check_vma=False,
+      )
+    )
+
+
+@functools.cache
+def faster_operands(dims=1024):
+  """'bfloat16' where its products take less than two thirds of the time."""
+  seconds = {}
+  for name, (dtype, _) in OPERANDS.items():
+    value_nd = jnp.ones((512, dims), dtype)
+    product = jax.jit(
+      functools.partial(
+        jax.lax.dot_general,
+        dimension_numbers=(((1,), (1,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+      )
+    )
+    jax.block_until_ready(product(value_nd, value_nd))
+    times = []
+    for _ in range(5):
+      start = time.perf_counter()
+      jax.block_until_ready(product(value_nd, value_nd))
+      times.append(time.perf_counter() - start)
+    seconds[name] = min(times)
+  faster = seconds['bfloat16'] < seconds['float32'] / 1.5
+  return 'bfloat16' if faster else 'float32'
+
+
+def _gamma(n):
+  return n * ROUNDING / (1 - n * ROUNDING)
+
+
+def _single(value):
+  """Rounded to float32, held in float64."""
+  return np.asarray(value, np.float32).astype(np.float64)
+
+
+def _up(value):
+  """float32 that is not smaller."""
+  single = np.asarray(value, np.float32)
+  return np.nextafter(single, np.float32(np.inf))
+
+
+def _norm(value):
+  return float(np.linalg.norm(value))
+
+
+def _rows(value):
+  return np.linalg.norm(value, axis=-1)

@@ -1,0 +1,107 @@
+"""The table of the k nearest: merging, and the file it ends up in."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sjft_jax import files
+from sjft_jax.ops import topk
+
+
+@dataclasses.dataclass
+class Table:
+  """The k nearest source images of every target image so far.
+
+  distance_qk: float64 [q, k], nats, ascending; inf where there is none yet.
+  index_qk: int64 [q, k], source positions; -1 where there is none yet.
+  """
+
+  distance_qk: np.ndarray
+  index_qk: np.ndarray
+
+  @classmethod
+  def empty(cls, targets: int, k: int):
+    """A table of `targets` rows that has seen nothing."""
+    return cls(
+      np.full((targets, k), np.inf), np.full((targets, k), -1, np.int64)
+    )
+
+  def merge(self, row_n, index_n, distance_n):
+    """Takes in new pairs, in any order; ties go to the lower source index."""
+    if not len(row_n):
+      return
+    order_n = np.argsort(row_n, kind='stable')
+    rows_r, first_r, many_r = np.unique(
+      row_n[order_n], return_index=True, return_counts=True
+    )
+    # Each row's pairs side by side, filled up with empty places.
+    place_n = np.arange(len(row_n)) - np.repeat(first_r, many_r)
+    at = np.repeat(np.arange(len(rows_r)), many_r), place_n
+    distance_rm = np.full((len(rows_r), many_r.max()), np.inf)
+    index_rm = np.full(distance_rm.shape, -1, np.int64)
+    distance_rm[at], index_rm[at] = distance_n[order_n], index_n[order_n]
+    self.distance_qk[rows_r], self.index_qk[rows_r] = topk.merge(
+      self.distance_qk[rows_r],
+      self.index_qk[rows_r],
+      distance_rm,
+      index_rm,
+      self.distance_qk.shape[1],
+    )
+
+  def pairs(self, start, stop):
+    """(row, index, distance) of what lies in source positions start..stop."""
+    row_n, rank_n = np.nonzero(
+      (self.index_qk >= start) & (self.index_qk < stop)
+    )
+    return (
+      row_n,
+      self.index_qk[row_n, rank_n],
+      self.distance_qk[row_n, rank_n],
+    )
+
+
+SCHEMA = pa.schema(
+  [
+    ('target_id', pa.string()),
+    ('source_id', pa.string()),
+    ('rank', pa.int32()),
+    ('distance', pa.float64()),
+  ]
+)
+
+
+def write(path, table, target_ids, source_ids):
+  """Writes neighbours.parquet: target_id, source_id, rank from 0, distance."""
+  row_n, rank_n = np.nonzero(table.index_qk >= 0)
+  columns = (
+    target_ids[row_n],
+    source_ids[table.index_qk[row_n, rank_n]],
+    rank_n.astype(np.int32),
+    table.distance_qk[row_n, rank_n],
+  )
+  rows = pa.table([pa.array(c) for c in columns], schema=SCHEMA)
+  with files.replacing(path) as file:
+    pq.write_table(rows, file, compression='zstd')
+
+
+def read(path, target_ids, source_ids) -> Table:
+  """The table of neighbours.parquet.
+
+  Raises:
+    ValueError: if it names an image that is not in `target_ids`, `source_ids`.
+  """
+  columns = pq.read_table(path, schema=SCHEMA).to_pydict()
+  row_of = {name: i for i, name in enumerate(target_ids.tolist())}
+  index_of = {name: i for i, name in enumerate(source_ids.tolist())}
+  try:
+    row_n = [row_of[name] for name in columns['target_id']]
+    index_n = [index_of[name] for name in columns['source_id']]
+  except KeyError as error:
+    raise ValueError(f'No image is called {error}.') from error
+  k = max(columns['rank'], default=-1) + 1
+  table = Table.empty(len(target_ids), k)
+  table.distance_qk[row_n, columns['rank']] = columns['distance']
+  table.index_qk[row_n, columns['rank']] = index_n
+  return table

@@ -89,6 +89,9 @@ class Screen:
     fixed_q = sides.pop('fixed_q')
     self.fixed_q = SLACK * (fixed_q + 4 * ROUNDING * np.abs(self.self_q))
     self_rates = [g + 16 * ROUNDING, self._log_error, self._error]
+    self._self_rates = SLACK * np.array(self_rates)
+    self._norm_rate_q = sides['norm_rate_q']
+    self._log_rate_q = sides['log_rate_q']
     typed = jnp.asarray(left_gnd, self._type)
     constants = screen.Operands(
       pixels_gd=grouped(describer.pixels_d, 1.0),
@@ -98,7 +101,7 @@ class Screen:
       log_scale_gd=grouped(log_scale_d),
       left_gnd=typed,
       right_gnd=typed if self.rank else jnp.asarray(right_gnd, self._type),
-      self_rates=SLACK * np.array(self_rates),
+      self_rates=self._self_rates,
       **sides,
     )
     self._constants = meshes.replicate(
@@ -123,12 +126,7 @@ class Screen:
     z_nd = np.concatenate(
       [x[some] / (_norm(x[some]) or 1) for x in (u_qd, v_qd)]
     ).astype(np.float32)
-    value_n, vector_nn = np.linalg.eigh((z_nd @ z_nd.T).astype(np.float64))
-    top = np.argsort(value_n)[::-1][: min(wanted, dims)]
-    top = top[value_n[top] > 1e-6 * value_n.max()]
-    if not len(top):
-      return 0, None
-    w_dr, _ = np.linalg.qr(z_nd.T.astype(np.float64) @ vector_nn[:, top])
+    w_dr = _leading(z_nd, min(wanted, dims))
     w_dr = np.asarray(jnp.asarray(w_dr, self._type), np.float64)
     if rank is None:
       left = [_rows(x[some] - (x[some] @ w_dr) @ w_dr.T) for x in (u_qd, v_qd)]
@@ -215,15 +213,14 @@ class Screen:
         divide the range from 0 to it.
 
     Returns:
-      (open_sq bool, lower_sq float32, cell_sq uint8) on the devices. Add
-      `floor_q` to lower_sq for a lower bound in nats.
+      (open_sq bool, lower_sq float32, cell_sq uint8, norm_s, log_norm_s) on
+      the devices. Add `floor_q` to lower_sq for a lower bound in nats.
     """
     limit_q = _up(limit_q - self.floor_q)
     cells_q = np.float32(self.cells(farthest_q))
     ceiling_q = np.float32(self.self_q + self.fixed_q)
-    return self._candidates(
-      block_sd, self._constants, limit_q, ceiling_q, cells_q
-    )
+    program = _over_rows(screen.candidates, self._mesh, 3)
+    return program(block_sd, self._constants, limit_q, ceiling_q, cells_q)
 
   def bounds(self, block_sd):
     """Bounds of all distances of a block.
@@ -233,12 +230,28 @@ class Screen:
 
     Returns:
       (lower_sq float32, to which `floor_q` must be added; upper_sq float64,
-      nats), NumPy.
+      nats; norm_s, log_norm_s), NumPy.
     """
-    lower_sq, upper_sq = map(
-      meshes.fetch, self._bounds(block_sd, self._constants)
+    program = _over_rows(screen.bounds, self._mesh, 0)
+    answer = program(block_sd, self._constants)
+    lower_sq, upper_sq, *norms = map(meshes.fetch, answer)
+    upper_sq = upper_sq + (self.self_q + self.fixed_q)[None]
+    return lower_sq, upper_sq, *norms
+
+  def rounding(self, norm_s, log_norm_s):
+    """The most by which rounding can move a bound of these rows, nats."""
+    if not len(norm_s):
+      return 0.0
+    norm, log_norm = float(norm_s.max()), float(log_norm_s.max())
+    both, single, log_single = self._self_rates
+    return float(
+      (
+        self.fixed_q + norm * self._norm_rate_q + log_norm * self._log_rate_q
+      ).max()
+      + norm * log_norm * both
+      + norm * single
+      + log_norm * log_single
     )
-    return lower_sq, upper_sq + (self.self_q + self.fixed_q)[None]
 
   @property
   def floor_q(self):
@@ -250,27 +263,21 @@ class Screen:
     """Cells per nat; the last cell is beyond the farthest."""
     return (screen.CELLS - 1) / np.maximum(farthest_q, 1e-12)
 
-  @functools.cached_property
-  def _candidates(self):
-    return self._over_rows(screen.candidates, 3)
 
-  @functools.cached_property
-  def _bounds(self):
-    return self._over_rows(screen.bounds, 0)
-
-  def _over_rows(self, kernel, vectors):
-    """A kernel whose rows are split over the devices."""
-    split, whole = PartitionSpec(meshes.AXIS), PartitionSpec()
-    return jax.jit(
-      jax.shard_map(
-        functools.partial(kernel, epsilon=divergence.EPSILON),
-        mesh=self._mesh,
-        in_specs=(split, whole, *[whole] * vectors),
-        out_specs=split,
-        # Sums start from zeros, which do not vary over the devices.
-        check_vma=False,
-      )
+@functools.cache
+def _over_rows(kernel, mesh, vectors):
+  """A kernel whose source rows are split over the devices."""
+  split, whole = PartitionSpec(meshes.AXIS), PartitionSpec()
+  return jax.jit(
+    jax.shard_map(
+      functools.partial(kernel, epsilon=divergence.EPSILON),
+      mesh=mesh,
+      in_specs=(split, whole, *[whole] * vectors),
+      out_specs=split,
+      # Sums start from zeros, which do not vary over the devices.
+      check_vma=False,
     )
+  )
 
 
 @functools.cache
@@ -296,6 +303,24 @@ def faster_operands(dims=1024):
     seconds[name] = min(times)
   faster = seconds['bfloat16'] < seconds['float32'] / 1.5
   return 'bfloat16' if faster else 'float32'
+
+
+def _leading(z_nd, rank):
+  """Orthonormal columns that hold most of the rows z, float64 [d, r].
+
+  Source: N. Halko, P. Martinsson, J. Tropp, Finding structure with randomness,
+  SIAM Review 2011, algorithm 4.4.
+  """
+  many = min(rank + rank // 4 + 4, *z_nd.shape)
+  draw = np.random.default_rng(0)
+  y_dm = z_nd.T @ draw.standard_normal((len(z_nd), many), np.float32)
+  for _ in range(2):
+    y_dm, _ = np.linalg.qr(y_dm)
+    y_dm = z_nd.T @ (z_nd @ y_dm)
+  base_dm, _ = np.linalg.qr(y_dm.astype(np.float64))
+  part_nm = z_nd @ base_dm.astype(np.float32)
+  _, vector_mm = np.linalg.eigh((part_nm.T @ part_nm).astype(np.float64))
+  return base_dm @ vector_mm[:, ::-1][:, :rank]
 
 
 def _gamma(n):

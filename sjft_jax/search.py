@@ -248,7 +248,7 @@ class _Work:
       'good': good,
       'opened': open_pairs.opened,
       'evaluated': evaluated,
-      'bound': float(self._screen.fixed_q.max()),
+      'bound': open_pairs.bound,
       'bad_index': np.array(index, np.int64),
       'bad_reason': np.array(reason, np.str_),
     }
@@ -256,7 +256,7 @@ class _Work:
   def _settle(self, table, open_pairs, counts_sd, position_s):
     """Merges all that may belong into the table; returns pairs evaluated."""
     row_n, column_n, lower_n = open_pairs.pairs()
-    first_n = _lowest(row_n, lower_n, self._k)
+    first_n = _lowest(row_n, lower_n, open_pairs.limit_q, self._k)
     evaluated = 0
     for chosen_n in (first_n, ~first_n):
       # Exact distances of the first half tighten the limits of the second.
@@ -269,21 +269,25 @@ class _Work:
     return evaluated
 
 
-def _lowest(row_n, lower_n, k):
-  """Marks each row's k pairs of lowest bound."""
-  order_n = np.lexsort((lower_n, row_n))
-  rows = row_n[order_n]
-  rank_n = np.arange(len(rows)) - np.searchsorted(rows, rows)
-  chosen_n = np.zeros(len(rows), bool)
-  chosen_n[order_n[rank_n < k]] = True
-  return chosen_n
+def _lowest(row_n, lower_n, limit_q, k):
+  """Marks each row's k pairs of lowest bound, and a few more."""
+  cells = kernels.CELLS
+  per_nat_q = cells / np.maximum(limit_q, 1e-12)
+  cell_n = np.clip(lower_n * per_nat_q[row_n], 0, cells - 1).astype(np.int32)
+  counts_qc = np.bincount(
+    row_n * cells + cell_n, minlength=len(limit_q) * cells
+  ).reshape(-1, cells)
+  enough_qc = np.cumsum(counts_qc, axis=1) >= k
+  last_q = np.where(enough_qc[:, -1], enough_qc.argmax(axis=1), cells)
+  return cell_n <= last_q[row_n]
 
 
 class _Open:
   """The pairs of a shard that the bounds leave open.
 
   Upper bounds are only counted, in cells of a fixed width per target: the
-  k-th smallest lies in the first cell that k of them reach.
+  k-th smallest lies in the first cell that k of them reach, which gives
+  `limit_q`, nats.
   """
 
   def __init__(self, screen, table, k):
@@ -293,10 +297,11 @@ class _Open:
     # Upper bounds in full, as long as there are fewer than k.
     self._upper = [table.distance_qk[:, :filled].T]
     self._many = filled
-    self._limit_q = np.full(targets, np.inf)
+    self.limit_q = np.full(targets, np.inf)
     self._farthest_q = None
     self._found = []
     self.opened = 0
+    self.bound = 0.0
     self._start_counting()
 
   def _start_counting(self):
@@ -320,7 +325,7 @@ class _Open:
     cell_q = (np.cumsum(counts_qc, axis=1) >= self._k).argmax(axis=1)
     # A little more than the cell's upper edge: cells were found in float32.
     limit_q = (cell_q + 1.01) / self._cells_q
-    self._limit_q = np.minimum(self._limit_q, limit_q)
+    self.limit_q = np.minimum(self.limit_q, limit_q)
 
   def ask(self, block_sd, n, first):
     """Starts a block on the devices; `add` takes what comes out."""
@@ -330,15 +335,17 @@ class _Open:
       n,
       first,
       block_sd,
-      self._screen.candidates(block_sd, self._limit_q, self._farthest_q),
+      self._screen.candidates(block_sd, self.limit_q, self._farthest_q),
     )
 
   def add(self, asked):
     """Takes in the open pairs of a block: n rows, numbered from `first`."""
     n, first, block_sd, answer = asked
     if answer is None:
-      lower_sq, upper_sq = self._screen.bounds(block_sd)
-      lower_sq, upper_sq = lower_sq[:n], upper_sq[:n]
+      lower_sq, upper_sq, *norms = (
+        x[:n] for x in self._screen.bounds(block_sd)
+      )
+      self.bound = max(self.bound, self._screen.rounding(*norms))
       column_n, row_n = np.divmod(
         np.arange(lower_sq.size, dtype=np.int32), lower_sq.shape[1]
       )
@@ -348,7 +355,8 @@ class _Open:
         self._many += n
         self._start_counting()
       return
-    open_sq, lower_sq, cell_sq = (meshes.fetch(x)[:n] for x in answer)
+    open_sq, lower_sq, cell_sq, *norms = (meshes.fetch(x)[:n] for x in answer)
+    self.bound = max(self.bound, self._screen.rounding(*norms))
     at = np.flatnonzero(open_sq)
     column_n, row_n = np.divmod(at.astype(np.int32), np.int32(open_sq.shape[1]))
     self._keep(row_n, column_n, lower_sq.ravel()[at], first)
@@ -364,7 +372,7 @@ class _Open:
     kept = []
     for row_n, column_n, lower_n in self._found:
       lower_n = lower_n + floor_q[row_n]
-      keep_n = lower_n <= self._limit_q[row_n]
+      keep_n = lower_n <= self.limit_q[row_n]
       kept.append((row_n[keep_n], column_n[keep_n], lower_n[keep_n]))
     if not kept:
       return np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0)

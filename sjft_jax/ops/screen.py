@@ -103,8 +103,9 @@ def bounds(counts_sd, operands, epsilon):
     epsilon: e.
 
   Returns:
-    (lower_sq, upper_sq), nats, float32, but for errors that are the same for
-    all rows, which the caller adds.
+    (lower_sq, upper_sq, norm_s, log_norm_s): bounds in nats, but for errors
+    that are the same for all rows, which the caller adds; |u_x| and |v_x|.
+    All float32.
   """
   groups, many, _ = operands.left_gnd.shape
   rows = len(counts_sd)
@@ -158,7 +159,7 @@ def bounds(counts_sd, operands, epsilon):
     + log_rest_s[:, None] * operands.rest_q[None]
   )
   middle_sq = self_s[:, None] - cross_sq
-  return middle_sq - width_sq, middle_sq + width_sq
+  return middle_sq - width_sq, middle_sq + width_sq, norm_s, log_norm_s
 
 
 def candidates(counts_sd, operands, limit_q, self_q, cells_q, epsilon):
@@ -174,12 +175,12 @@ def candidates(counts_sd, operands, limit_q, self_q, cells_q, epsilon):
 
   Returns:
     (open_sq bool, lower_sq float32, cell_sq uint8: the cell, out of CELLS, of
-    the upper bound).
+    the upper bound, norm_s, log_norm_s).
   """
-  lower_sq, upper_sq = bounds(counts_sd, operands, epsilon)
+  lower_sq, upper_sq, *norms = bounds(counts_sd, operands, epsilon)
   cell_sq = (upper_sq + self_q[None]) * cells_q[None]
   cell_sq = jnp.clip(cell_sq, 0, CELLS - 1).astype(jnp.uint8)
-  return lower_sq <= limit_q[None], lower_sq, cell_sq
+  return lower_sq <= limit_q[None], lower_sq, cell_sq, *norms
 
 
 def _times(value_sd, other_nd):

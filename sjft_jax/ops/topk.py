@@ -40,7 +40,13 @@ def merge(distance_qk, index_qk, distance_qm, index_qm, k: int):
   """
   distance = np.concatenate([distance_qk, distance_qm], axis=1)
   index = np.concatenate([index_qk, index_qm], axis=1)
-  order = np.lexsort((index, distance), axis=1)[:, :k]
+  # Several times faster than the sort by both, which few rows need.
+  order = np.argsort(distance, axis=1)
+  ascending = np.take_along_axis(distance, order[:, : k + 1], axis=1)
+  equal = ascending[:, 1:] == ascending[:, :-1]
+  tied = (equal & np.isfinite(ascending[:, 1:])).any(axis=1)
+  order[tied] = np.lexsort((index[tied], distance[tied]), axis=1)
+  order = order[:, :k]
   return (
     np.take_along_axis(distance, order, axis=1),
     np.take_along_axis(index, order, axis=1),

@@ -12,6 +12,7 @@ Centring by means m, l makes the four terms small, so that less cancels.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Added inside every logarithm, as in the Caffe release. It is part of the
 # method: another value changes the ranking, because histograms have many
@@ -83,7 +84,9 @@ def lifted(scaled_qd, scaled_log_qd, self_q, source_sd, log_sd, half_d):
   return self_q[:, None] + self_s[None, :] - cross_sq.T
 
 
-def jeffreys_pairs(first_nd, first_log_nd, second_nd, second_log_nd):
+def jeffreys_pairs(
+  first_nd, first_log_nd, second_nd, second_log_nd, *, work=(None, None)
+):
   """The divergence of n pairs, in the direct form and in float64.
 
   D[n] = sum_d (p[n, d] - q[n, d]) (a[d] P[n, d] - a[d] Q[n, d]), a = w / 2
@@ -98,12 +101,15 @@ def jeffreys_pairs(first_nd, first_log_nd, second_nd, second_log_nd):
     first_log_nd: a P, P = log(p + e), float64 [n, d].
     second_nd: q, float64 [n, d].
     second_log_nd: a Q, Q = log(q + e), float64 [n, d].
+    work: two arrays float64 [n, d] to be overwritten; the first two arguments
+      may be given.
 
   Returns:
     Distances in nats, NumPy float64 [n].
 
   Source: as `pairwise_jeffreys`.
   """
-  term_nd = first_nd - second_nd
-  term_nd *= first_log_nd - second_log_nd
+  term_nd = np.subtract(first_nd, second_nd, out=work[0])
+  log_nd = np.subtract(first_log_nd, second_log_nd, out=work[1])
+  term_nd *= log_nd
   return term_nd.sum(axis=1)

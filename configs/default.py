@@ -48,6 +48,14 @@ def get_config():
   c.describe.layers = ()  # conv; () = AlexNet's conv1, conv2
   c.describe.activation = 'after'  # conv: before or after the nonlinearity
 
+  c.describe.edges = ''  # edges.npz of another run; '' = of the target
+
+  # The search; none of these changes a neighbour.
+  c.search = ConfigDict()
+  c.search.cache = ''  # directory that keeps histograms for later searches
+  c.search.rank = -1  # directions of its screen; 0 = none, -1 = chosen
+  c.search.operands = 'auto'  # of its screen: float32, bfloat16 or auto
+
   # Selection: K images of the source for every target image.
   c.selection = 'neighbours'  # neighbours, random (as many), all or none
   c.budget = ConfigDict()

@@ -5,6 +5,10 @@ import json
 import os
 import pathlib
 import shutil
+import time
+
+# Between two looks for a file of another process.
+POLL_SECONDS = 0.2
 
 
 @contextlib.contextmanager
@@ -47,9 +51,19 @@ def _beside(path):
 
 def write_json(path, value):
   """Writes `value` as JSON: keys in their order, two spaces, a last newline."""
-  with replacing(path, 'w') as file:
-    json.dump(value, file, indent=2, ensure_ascii=False)
-    file.write('\n')
+  with replacing(path) as file:
+    file.write(json_bytes(value))
+
+
+def json_bytes(value) -> bytes:
+  """The bytes of the file that `write_json` writes."""
+  return f'{json.dumps(value, indent=2, ensure_ascii=False)}\n'.encode()
+
+
+def wait_for(path):
+  """Returns once there is such a file: another process writes it."""
+  while not pathlib.Path(path).exists():
+    time.sleep(POLL_SECONDS)
 
 
 def read_json(path):

@@ -51,6 +51,16 @@ def round_up(count: int, mesh) -> int:
   return math.ceil(count / mesh.size) * mesh.size
 
 
+def share() -> tuple[int, int]:
+  """(index, count) of this process among those that work together."""
+  return jax.process_index(), jax.process_count()
+
+
+def own(mesh) -> jax.sharding.Mesh:
+  """The mesh of this process's devices alone, for work that is shared out."""
+  return make(mesh.local_devices)
+
+
 def fetch(value) -> np.ndarray:
   """The whole of a sharded array as NumPy."""
   return np.asarray(jax.device_get(value))

@@ -12,11 +12,11 @@ processes change a bit of it; nothing of the size of the source is held.
 
 import dataclasses
 import pathlib
-import time
+import shutil
 
 import numpy as np
 
-from sjft_jax import exact, files, progress
+from sjft_jax import exact, files, progress, streams
 from sjft_jax import mesh as meshes
 from sjft_jax.ops import screen as kernels
 from sjft_jax.screen import Screen
@@ -26,10 +26,6 @@ from sjft_jax.tables import Table
 _SHARD_NUMBERS = 2**29
 # A shard is also what is done again after a kill.
 _SHARD_IMAGES = 2**16
-# Shards begin where the chunks of a cache of counts do.
-ALIGNMENT = 1024
-# Between two looks for the shards of other processes.
-_POLL_SECONDS = 0.2
 
 
 @dataclasses.dataclass
@@ -39,16 +35,16 @@ class Seen:
   images: source images read, bad ones included.
   good: those that could be described.
   opened: pairs that the bounds left open when they were screened.
-  evaluated: pairs whose distance was computed in float64.
-  bound: largest error bound of a lower bound's rounding, nats.
-  operands: of the products.
-  rank: directions of the short products, 0 for products over all bins.
+  evaluated_q: pairs whose distance was computed in float64, per target.
+  widened_q: those of them beyond the k most promising of their shard.
+  bound: the most by which rounding could move a bound, nats.
   """
 
   images: int = 0
   good: int = 0
   opened: int = 0
-  evaluated: int = 0
+  evaluated_q: int | np.ndarray = 0
+  widened_q: int | np.ndarray = 0
   bound: float = 0.0
 
 
@@ -62,6 +58,7 @@ class Found:
   seen: sums over the shards.
   shards: (start, stop) of every shard.
   bad: {position: reason} of the source images that could not be decoded.
+  screens: (operands, rank) of the screens that shards went through.
   """
 
   table: Table
@@ -69,10 +66,10 @@ class Found:
   seen: Seen
   shards: list
   bad: dict
+  screens: list
 
 
 def nearest(
-  describer,
   target,
   source,
   *,
@@ -88,9 +85,8 @@ def nearest(
   """The k nearest source images of every target image, exactly.
 
   Args:
-    describer: from `describe.fit`; may read its blocks from a cache.
-    target: data set of q readable images.
-    source: data set; every image is read once, by one of the processes.
+    target: stream of q readable images, see `streams`.
+    source: stream; every image is read once, by one of the processes.
     k: neighbours per target image.
     mesh: of this process's devices; blocks are screened over them.
     directory: where finished shards are kept; a killed search goes on after
@@ -104,14 +100,15 @@ def nearest(
     `Found`, the same in every process: equal to sorting all float64 distances
     stably. Rows end in inf and -1 where too few source images are readable.
   """
+  describer = target.describer
   grid = _grid(len(source), len(describer.weight_d), share[1], shard_images)
   shards = _Shards(directory, grid)
   target_qd = np.concatenate(
-    [block.counts_nd for block in describer.blocks(target, rows=rows)]
+    [block.counts_nd for block in target.blocks(0, len(target), rows)]
   )
   # One place more than asked for, to know by how much the next one misses.
   table = Table.empty(len(target_qd), k + 1)
-  seen, bad = Seen(), {}
+  seen, bad, screens = Seen(), {}, set()
 
   def take(shard):
     table.merge(*shard['pairs'])
@@ -119,7 +116,10 @@ def nearest(
       value, more = getattr(seen, field.name), shard[field.name]
       both = max(value, more) if field.name == 'bound' else value + more
       setattr(seen, field.name, both)
-    bad.update(zip(shard['bad_index'], shard['bad_reason'], strict=True))
+    screens.add((str(shard['operands']), int(shard['rank'])))
+    bad.update(
+      zip(shard['bad_index'].tolist(), shard['bad_reason'], strict=True)
+    )
 
   done = {s for s in shards.ranges if shards.has(s)}
   for shard in sorted(done):
@@ -140,7 +140,12 @@ def nearest(
   beyond_q = table.distance_qk[:, k].copy()
   table = Table(table.distance_qk[:, :k], table.index_qk[:, :k])
   return Found(
-    table=table, beyond_q=beyond_q, seen=seen, shards=shards.ranges, bad=bad
+    table=table,
+    beyond_q=beyond_q,
+    seen=seen,
+    shards=shards.ranges,
+    bad=bad,
+    screens=sorted(screens),
   )
 
 
@@ -149,11 +154,24 @@ def _grid(images, dims, processes, shard_images):
   if shard_images is None:
     shard_images = min(_SHARD_IMAGES, _SHARD_NUMBERS // dims)
     shard_images = min(shard_images, -(-images // processes))
-    shard_images = -(-shard_images // ALIGNMENT) * ALIGNMENT
+    # Shards begin where the units of a cache do.
+    shard_images = -(-shard_images // streams.UNIT) * streams.UNIT
   return [
     (start, min(start + shard_images, images))
     for start in range(0, images, shard_images)
   ]
+
+
+def clear(directory, share):
+  """Removes finished shards, once every process has read them."""
+  index, count = share
+  directory = pathlib.Path(directory)
+  if index:
+    (directory / f'read-{index}').touch()
+    return
+  for other in range(1, count):
+    files.wait_for(directory / f'read-{other}')
+  shutil.rmtree(directory)
 
 
 class _Shards:
@@ -196,8 +214,7 @@ class _Shards:
   def wait(self, shard):
     # No collective: processes may be done hours apart, and a dead one ends
     # the others through the coordination service.
-    while not self.has(shard):
-      time.sleep(_POLL_SECONDS)
+    files.wait_for(self._path(shard))
     return self.load(shard)
 
 
@@ -205,7 +222,7 @@ class _Work:
   """What the shards of one process share."""
 
   def __init__(self, describer, target_qd, mesh, k, rows, rank, operands):
-    self._describer, self._k, self._rows = describer, k, rows
+    self._k, self._rows = k, rows
     self._exact = exact.Exact(target_qd, describer)
     self._screen = Screen(
       target_qd, describer, mesh, rank=rank, operands=operands
@@ -214,12 +231,10 @@ class _Work:
   def search(self, source, shard, table, bar):
     """The pairs of one shard that are among the k nearest so far."""
     start, stop = shard
-    part = source.subset(np.arange(start, stop))
     counts_sd, position_s, bad = None, np.empty(stop - start, np.int64), []
     open_pairs = _Open(self._screen, table, self._k)
-    images = good = 0
-    pending = None
-    for block in self._describer.blocks(part, rows=self._rows):
+    good, pending, seen = 0, None, start
+    for block in source.blocks(start, stop, self._rows):
       n = len(block.counts_nd)
       on_device = self._screen.block(block.counts_nd, self._rows)
       if counts_sd is None:
@@ -227,37 +242,43 @@ class _Work:
           (stop - start, block.counts_nd.shape[1]), on_device.dtype
         )
       counts_sd[good : good + n] = block.counts_nd
-      position_s[good : good + n] = start + block.index_n
+      position_s[good : good + n] = block.index_n
       # The devices work on this block while the host looks at the last.
       asked = open_pairs.ask(on_device, n, good)
       if pending is not None:
         open_pairs.add(pending)
       pending = asked
       good += n
-      bad += [(start + i, reason) for i, reason in block.bad]
-      bar.update(block.stop - images)
-      images = block.stop
+      bad += block.bad
+      bar.update(block.stop - seen)
+      seen = block.stop
     if pending is not None:
       open_pairs.add(pending)
     mine = Table(table.distance_qk.copy(), table.index_qk.copy())
-    evaluated = self._settle(mine, open_pairs, counts_sd, position_s)
+    first_q, widened_q = self._settle(mine, open_pairs, counts_sd, position_s)
     index, reason = zip(*bad, strict=True) if bad else ((), ())
     return {
       'pairs': mine.pairs(start, stop),
-      'images': images,
+      'images': seen - start,
       'good': good,
       'opened': open_pairs.opened,
-      'evaluated': evaluated,
+      'evaluated_q': first_q + widened_q,
+      'widened_q': widened_q,
       'bound': open_pairs.bound,
+      'operands': self._screen.operands,
+      'rank': self._screen.rank,
       'bad_index': np.array(index, np.int64),
       'bad_reason': np.array(reason, np.str_),
     }
 
   def _settle(self, table, open_pairs, counts_sd, position_s):
-    """Merges all that may belong into the table; returns pairs evaluated."""
+    """Merges all that may belong into the table, in two steps.
+
+    Returns the pairs evaluated per target, [q], in either step.
+    """
     row_n, column_n, lower_n = open_pairs.pairs()
     first_n = _lowest(row_n, lower_n, open_pairs.limit_q, self._k)
-    evaluated = 0
+    evaluated = []
     for chosen_n in (first_n, ~first_n):
       # Exact distances of the first half tighten the limits of the second.
       limit_q = table.distance_qk[:, -1]
@@ -265,7 +286,7 @@ class _Work:
       row, column = row_n[chosen_n], column_n[chosen_n]
       distance = self._exact(counts_sd, column, row)
       table.merge(row, position_s[column], distance)
-      evaluated += len(row)
+      evaluated.append(np.bincount(row, minlength=len(limit_q)))
     return evaluated
 
 

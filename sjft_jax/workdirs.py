@@ -12,7 +12,15 @@ from sjft_jax import files
 from sjft_jax.errors import UserError
 
 # These cannot change a result, so a resumed run may change them.
-FREE = frozenset({'threads', 'max_bad_fraction'})
+FREE = frozenset(
+  {
+    'threads',
+    'max_bad_fraction',
+    'search.cache',
+    'search.rank',
+    'search.operands',
+  }
+)
 # All that a start leaves before its first stage has worked: a start that was
 # refused for its settings does not bind the next one to them.
 UNBOUND = frozenset(

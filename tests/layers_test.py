@@ -21,14 +21,15 @@ LAYERS = [
   ['models.convention', 'models.frozen', 'models.weight_files'],
   ['models.alexnet', 'models.squeezenet', 'models.conv_bank'],
   ['models.resnet', 'models.two_heads', 'models.pretrained', 'translate'],
-  ['intake', 'describe', 'screen', 'exact', 'tables', 'search'],
+  ['intake', 'describe', 'streams', 'screen', 'exact'],
+  ['tables', 'search', 'certificate'],
   ['evaluate', 'train'],
   ['selection', 'learn'],
   ['settings', 'report'],
   ['rounds'],
   ['sweep'],
   ['main'],
-  ['predict'],
+  ['predict', 'verify', 'explain'],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 

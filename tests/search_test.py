@@ -7,38 +7,34 @@ from sjft_jax.exact import Exact
 from sjft_jax.ops import divergence
 
 
-class Images:
-  """A data set of ready counts, int32 [n, d]."""
-
-  def __init__(self, counts_nd):
-    self.counts_nd = counts_nd
-
-  def __len__(self):
-    return len(self.counts_nd)
-
-  def subset(self, index):
-    return Images(self.counts_nd[index])
-
-
-class Described:
-  """A describer of ready counts."""
+class Describer:
+  """What the search needs to know of a describer."""
 
   def __init__(self, bins, pixels, channels):
     d = bins * channels
     self.pixels_d = np.full(d, float(pixels))
     self.weight_d = np.full(d, 1 / channels)
-    self.read = 0
-    self.stop_after = None  # images
 
   fractions = describe.Describer.fractions
   logs = describe.Describer.logs
   log_error = describe.Describer.log_error
 
-  def blocks(self, dataset, *, rows, start=0):
-    for at in range(start, len(dataset), rows):
-      part = dataset.counts_nd[at : at + rows]
-      self.read += len(part)
-      if self.stop_after is not None and self.read > self.stop_after:
+
+class Stream:
+  """A stream of ready counts, int32 [n, d]."""
+
+  def __init__(self, describer, counts_nd, stop_after=np.inf):
+    self.describer, self.counts_nd = describer, counts_nd
+    self.left = stop_after  # images, until it fails
+
+  def __len__(self):
+    return len(self.counts_nd)
+
+  def blocks(self, start, stop, rows):
+    for at in range(start, stop, rows):
+      part = self.counts_nd[at : min(at + rows, stop)]
+      self.left -= len(part)
+      if self.left < 0:
         raise KeyboardInterrupt
       # A row without pixels stands for an image that cannot be decoded.
       good = part.sum(axis=1) > 0
@@ -76,13 +72,15 @@ def case():
   source[100] = target[4]  # the target image itself
   source[120:126] = 0  # cannot be decoded
   source[130] = np.tile(np.eye(8, dtype=np.int32)[0] * 60, 3)  # one-hot
-  return Described(8, 60, 3), target, source
+  return Describer(8, 60, 3), target, source
 
 
-def find(case, **settings):
+def find(case, stop_after=np.inf, **settings):
   describer, target, source = case
   settings = dict(mesh=mesh.make(jax.devices()[:1]), rows=64) | settings
-  return search.nearest(describer, Images(target), Images(source), **settings)
+  return search.nearest(
+    Stream(describer, target), Stream(describer, source, stop_after), **settings
+  )
 
 
 def assert_same(found, other):
@@ -137,7 +135,7 @@ def test_a_source_with_too_few_readable_images_leaves_empty_places(case):
 
 
 def test_identical_images_are_taken_in_order():
-  describer, rng = Described(8, 60, 3), np.random.default_rng(5)
+  describer, rng = Describer(8, 60, 3), np.random.default_rng(5)
   one = counts(rng, 1)
   case = describer, np.repeat(one, 3, 0), np.repeat(one, 40, 0)
   found = find(case, k=10, rows=16, shard_images=16)
@@ -147,20 +145,16 @@ def test_identical_images_are_taken_in_order():
 
 
 def test_a_killed_search_goes_on_to_the_same_table(case, tmp_path):
-  describer, _, _ = case
   whole = find(case, k=12, rows=16, shard_images=32)
   settings = dict(k=12, rows=16, shard_images=32, directory=tmp_path)
-  describer.read, describer.stop_after = 0, 9 + 100  # past the bad ones
   with pytest.raises(KeyboardInterrupt):
-    find(case, **settings)
-  # What is left, and no more: three shards were finished.
-  describer.read, describer.stop_after = 0, 9 + 150 - 96
-  resumed = find(case, **settings)
+    find(case, stop_after=130, **settings)  # past the bad ones
+  # What is left, and no more: four shards were finished.
+  resumed = find(case, stop_after=150 - 128, **settings)
   assert_same(whole, resumed)
   assert resumed.bad == whole.bad
-  assert resumed.seen == whole.seen
-  describer.read, describer.stop_after = 0, 9  # the target alone
-  assert_same(whole, find(case, **settings))
+  assert resumed.seen.images == whole.seen.images
+  assert_same(whole, find(case, stop_after=0, **settings))
 
 
 def test_processes_agree_to_the_bit(case, tmp_path):
@@ -202,7 +196,7 @@ def hostile(rng):
 @pytest.mark.parametrize('operands', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('draw', [dense, hostile])
 def test_the_bounds_hold(draw, operands, rank):
-  describer = Described(32, 64 * 64, 12)
+  describer = Describer(32, 64 * 64, 12)
   target, source = draw(np.random.default_rng(3))
   asked = screen.Screen(
     target, describer, mesh.make(), rank=rank, operands=operands

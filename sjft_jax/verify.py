@@ -1,0 +1,132 @@
+"""Checks a search again: python -m sjft_jax.verify --workdir=DIR.
+
+Certificate, neighbours and edges must be byte for byte as the search wrote
+them. Then a random sample of target and source images is described anew from
+the image files, and their distances are computed by the formula as it is
+published, in float64: listed ones must agree, unlisted ones may not be nearer
+than the last that is listed.
+"""
+
+import argparse
+import sys
+
+import numpy as np
+
+from sjft_jax import main, mesh, selection, streams
+from sjft_jax.errors import UserError
+
+# Two ways to sum thousands of float64 numbers differ by less, in nats.
+TOLERANCE = 1e-9
+_EPSILON = 2.2204e-16
+
+
+def published(target_d, source_sd, describer):
+  """Distances of one target by the published formula, float64 [s], nats.
+
+  D = 1/2 sum w [p log((p + e) / (q + e)) + q log((q + e) / (p + e))]
+  """
+  p = target_d / describer.pixels_d
+  q = source_sd / describer.pixels_d[None]
+  ratio_sd = (p[None] + _EPSILON) / (q + _EPSILON)
+  term_sd = p[None] * np.log(ratio_sd) + q * np.log(1 / ratio_sd)
+  return 0.5 * (term_sd * describer.weight_d[None]).sum(axis=1)
+
+
+def verify(workdir, *, targets, sources, seed):
+  """Checks a finished search.
+
+  Args:
+    workdir: directory of the run.
+    targets: target images drawn.
+    sources: source images drawn, beside a few neighbours of each target image.
+    seed: of the draw.
+
+  Returns:
+    What was checked: {name: number}.
+
+  Raises:
+    UserError: at the first thing that is wrong.
+  """
+  run = selection.reopen(workdir, mesh.own(mesh.make()))
+  rng = np.random.default_rng(seed)
+  rows = _draw(rng, len(run.target), targets)
+  table = run.table
+  picked = [_draw(rng, len(run.source), sources)]
+  for row in rows:
+    listed = np.flatnonzero(table.index_qk[row] >= 0)
+    some = np.union1d(_draw(rng, len(listed), 6), [0, len(listed) - 1])
+    picked.append(table.index_qk[row, listed[some]])
+  picked = np.unique(np.concatenate(picked))
+  target_qd, at_q = _describe(run.describer, run.target.subset(rows))
+  source_sd, at_s = _describe(run.describer, run.source.subset(picked))
+  if len(at_q) < len(rows):
+    raise UserError('A target image of the search cannot be read any more.')
+  listed_pairs = unlisted_pairs = 0
+  for row, counts_d in zip(rows, target_qd, strict=True):
+    distance_s = published(counts_d, source_sd, run.describer)
+    rank_of = {i: k for k, i in enumerate(table.index_qk[row]) if i >= 0}
+    full = len(rank_of) == table.index_qk.shape[1]
+    last = table.distance_qk[row, -1] if full else np.inf
+    for index, distance in zip(picked[at_s], distance_s, strict=True):
+      rank = rank_of.get(index)
+      if rank is None and distance >= last - TOLERANCE:
+        unlisted_pairs += 1
+        continue
+      stated = 'not listed'
+      if rank is not None:
+        stated = table.distance_qk[row, rank]
+        if abs(stated - distance) <= TOLERANCE * max(1, distance):
+          listed_pairs += 1
+          continue
+      raise UserError(
+        f'{run.target.ids[row]} and {run.source.ids[index]} are '
+        f'{distance:.12g} nats apart, but the search has: {stated}, the last '
+        f'neighbour at {last:.12g}. Search again in another --workdir.'
+      )
+  return {
+    'target images': len(rows),
+    'source images': len(picked),
+    'distances that agree': listed_pairs,
+    'images rightly left out': unlisted_pairs,
+  }
+
+
+def _draw(rng, total, many):
+  return np.sort(rng.choice(total, min(total, many), replace=False))
+
+
+def _describe(describer, dataset):
+  """Counts of the readable images, and where they stand."""
+  blocks = list(
+    streams.Described(describer, dataset).blocks(0, len(dataset), 1024)
+  )
+  return (
+    np.concatenate([b.counts_nd for b in blocks]),
+    np.concatenate([b.index_n for b in blocks]),
+  )
+
+
+def _work(argv):
+  parser = argparse.ArgumentParser(
+    prog='python -m sjft_jax.verify', description=__doc__.splitlines()[0]
+  )
+  parser.add_argument('--workdir', required=True, help='directory of a run')
+  parser.add_argument('--targets', type=int, default=16, help='images drawn')
+  parser.add_argument('--sources', type=int, default=256, help='images drawn')
+  parser.add_argument('--seed', type=int, default=0, help='of the draw')
+  args = parser.parse_args(argv[1:])
+  if args.targets < 1 or args.sources < 0:
+    raise UserError(
+      f'--targets is at least 1 and --sources at least 0, not {args.targets} '
+      f'and {args.sources}.'
+    )
+  checked = verify(
+    args.workdir, targets=args.targets, sources=args.sources, seed=args.seed
+  )
+  print('certificate, neighbours and edges: as the search wrote them')
+  for name, number in checked.items():
+    print(f'{name}: {number}')
+
+
+if __name__ == '__main__':
+  sys.exit(main.guarded(_work, sys.argv))

@@ -99,7 +99,7 @@ def _position(dataset, name, which):
   if not len(found):
     raise UserError(
       f'{name!r} is no {which} image of this search; ids look like '
-      f'{dataset.ids[0]!r} and stand in selection/neighbours.parquet.'
+      f'{str(dataset.ids[0])!r} and stand in selection/neighbours.parquet.'
     )
   return int(found[0])
 
@@ -159,7 +159,7 @@ def _picture(pictures, names, share_cb, target_d, source_d, bank, order):
     ):
       axes.stairs(counts_b, edges, color=colour, lw=1.2)
     axes.set_title(
-      f'{bank.names[channel]}: {sums_c[channel]:.4f} nats', fontsize=8
+      f'{bank.names[channel]}: {sums_c[channel]:.4f} nats', fontsize=7
     )
     axes.tick_params(labelsize=7)
     if place % 4 == 0:

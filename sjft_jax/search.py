@@ -24,6 +24,9 @@ from sjft_jax.tables import Table
 
 # Counts of one shard that are held at a time.
 _SHARD_NUMBERS = 2**29
+# A float64 distance takes the time of about this many in the products over
+# all bins; few directions leave twice as many pairs open as those do.
+_EXACT_COST = 80
 # A shard is also what is done again after a kill.
 _SHARD_IMAGES = 2**16
 
@@ -95,6 +98,7 @@ def nearest(
     rows: source images screened at a time.
     shard_images: source images per shard; None chooses.
     rank, operands: of the screen, see `Screen`; they cannot change a result.
+      With rank None, a small source is screened by products over all bins.
 
   Returns:
     `Found`, the same in every process: equal to sorting all float64 distances
@@ -125,6 +129,8 @@ def nearest(
   for shard in sorted(done):
     take(shards.load(shard))
   mine = [s for s in shards.ranges[share[0] :: share[1]] if s not in done]
+  if rank is None and 2 * _EXACT_COST * k > len(source) // 2:
+    rank = 0
   if mine:
     work = _Work(describer, target_qd, mesh, k + 1, rows, rank, operands)
     total = sum(stop - start for start, stop in mine)

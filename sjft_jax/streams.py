@@ -147,7 +147,9 @@ class Cached(Described):
       counts_nd[block.index_n - unit] = block.counts_nd
       self._counts[unit : self._end(unit)].write(counts_nd).result()
       # Last: what is marked is whole.
-      files.write_json(self._marker(unit), block.bad)
+      files.write_json(
+        self._marker(unit), [(int(i), str(reason)) for i, reason in block.bad]
+      )
       yield block
 
 

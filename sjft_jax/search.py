@@ -129,7 +129,7 @@ def nearest(
   for shard in sorted(done):
     take(shards.load(shard))
   mine = [s for s in shards.ranges[share[0] :: share[1]] if s not in done]
-  if rank is None and 2 * _EXACT_COST * k > len(source) // 2:
+  if rank is None and 4 * _EXACT_COST * k > len(source):
     rank = 0
   if mine:
     work = _Work(describer, target_qd, mesh, k + 1, rows, rank, operands)

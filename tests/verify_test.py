@@ -183,5 +183,5 @@ def test_reasons_sum_to_the_distance(finished, tmp_path, capsys):
 def test_an_unknown_image_is_refused(finished, tmp_path):
   with pytest.raises(UserError, match="'main:no' is no source image"):
     explain.explain(
-      finished, 'target:target/0/0.png', 'main:no', tmp_path / 'why', 4
+      finished, 'target:train/0/0.png', 'main:no', tmp_path / 'why', 4
     )

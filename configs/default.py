@@ -42,12 +42,11 @@ def get_config():
   c.describe.binning = 'paper'  # paper (bins of equal mass) or caffe
   c.describe.batch = 32  # images
   c.describe.decimate = False  # gabor: coarse scales at fewer points
-  c.describe.weights = ''  # conv: file of the frozen network
-  c.describe.layers = ('conv1',)  # conv
   c.describe.weights = ''  # conv: a file written by sjft_jax.convert
   c.describe.layers = ()  # conv; () = AlexNet's conv1, conv2
   c.describe.activation = 'after'  # conv: before or after the nonlinearity
 
+  c.describe.fine_bins = 0  # keep the source in so many bins for all targets
   c.describe.edges = ''  # edges.npz of another run; '' = of the target
 
   # The search; none of these changes a neighbour.

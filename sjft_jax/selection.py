@@ -16,6 +16,7 @@ from sjft_jax import (
   files,
   intake,
   progress,
+  reuse,
   search,
   streams,
   tables,
@@ -126,13 +127,17 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
 
 def _search(c, target, source, directory, key, mesh):
   """This process's share of the search; the first process writes the files."""
-  describer = open_describer(c, directory, mesh, fit_on=target)
+  fine = _open_fine(c, source, mesh) if c.describe.fine_bins else None
+  describer = open_describer(c, directory, mesh, fit_on=target, fine=fine)
   described = streams.Described(describer, target)
-  stream = streams.Described(describer, source)
+  kept = fine or describer
+  stream = streams.Described(kept, source)
   if c.search.cache:
     stream = streams.Cached(
-      describer, source, c.search.cache, _cache_key(c, describer, source)
+      kept, source, c.search.cache, _cache_key(c, kept, source)
     )
+  if fine:
+    stream = reuse.Merged(stream, describer)
   shards = directory / 'shards'
   index, _ = share = meshes.share()
   found = search.nearest(
@@ -215,7 +220,25 @@ def reopen(workdir, mesh) -> Search:
   )
 
 
-def open_describer(c, directory, mesh, fit_on=None):
+def _open_fine(c, source, mesh):
+  """The describer of the source's fine bins, kept in the cache."""
+  if not c.search.cache:
+    raise UserError(
+      'describe.fine_bins keeps the source for later targets, and needs '
+      'search.cache: set --config.search.cache=DIR.'
+    )
+  bank = describe.load_bank(c.describe)
+  run_on = dict(mesh=mesh, batch=c.describe.batch, threads=c.threads)
+  key = _digest([source.digest, c.describe.fine_bins, *_bank_parts(c)])
+  edges = pathlib.Path(c.search.cache).expanduser() / f'{key}.edges.npz'
+  if edges.exists():
+    return describe.load(edges, bank, **run_on)
+  fine = reuse.fit_fine(bank, source, bins=c.describe.fine_bins, **run_on)
+  fine.save(edges)
+  return fine
+
+
+def open_describer(c, directory, mesh, fit_on=None, fine=None):
   """The describer of a search, from its edges or newly fitted.
 
   Args:
@@ -223,6 +246,7 @@ def open_describer(c, directory, mesh, fit_on=None):
     directory: of the search; edges.npz lies there, or is written there.
     mesh: the devices.
     fit_on: data set of the target training images, where there are no edges.
+    fine: describer among whose edges new ones are chosen; None for any.
 
   Raises:
     UserError: if describe.edges names a file that does not fit the bank.
@@ -242,6 +266,8 @@ def open_describer(c, directory, mesh, fit_on=None):
       binning=c.describe.binning,
       **run_on,
     )
+  if fine:
+    describer = reuse.snap(describer, fine)
   describer.save(edges)
   return describer
 
@@ -267,21 +293,27 @@ def _given_edges(c, bank, run_on):
 
 def _key(c, target, source):
   """Digest of all that the neighbours depend on."""
+  binning = [c.describe[k] for k in _BINNING]
   parts = [target.digest, source.digest, c.budget.maximum, *_bank_parts(c)]
+  parts.append(binning)
   if c.describe.edges:
     parts.append(_file_digest(c.describe.edges))
   return _digest(parts)
 
 
 def _cache_key(c, describer, source):
-  """Digest of all that the source's counts depend on."""
+  """Digest of all that the source's counts depend on; the bins are edges."""
   edges = np.ascontiguousarray(describer.edges_cb, '<f4').tobytes()
   parts = [source.digest, hashlib.sha256(edges).hexdigest(), *_bank_parts(c)]
   return _digest(parts)
 
 
+# What the edges depend on besides bank and images.
+_BINNING = ('bins', 'binning', 'fine_bins')
+
+
 def _bank_parts(c):
-  free = ('batch', 'edges', 'weights')
+  free = (*_BINNING, 'batch', 'edges', 'weights')
   parts = [{k: v for k, v in c.describe.items() if k not in free}]
   if c.describe.weights:
     parts.append(_file_digest(c.describe.weights))

@@ -22,6 +22,7 @@ AT_LEAST = {
   0: (
     'seed', 'threads', 'seeds', 'rounds', 'max_bad_fraction',
     'target.per_class', 'describe.resize', 'describe.crop',
+    'describe.fine_bins',
     'hardness.add_wrong', 'hardness.add_unsure', 'hardness.min_entropy',
     'pretrain.seed', 'pretrain.steps', 'pretrain.warmup',
     'train.source_batch', 'train.target_weight', 'train.source_weight',

@@ -21,7 +21,7 @@ LAYERS = [
   ['models.convention', 'models.frozen', 'models.weight_files'],
   ['models.alexnet', 'models.squeezenet', 'models.conv_bank'],
   ['models.resnet', 'models.two_heads', 'models.pretrained', 'translate'],
-  ['intake', 'describe', 'streams', 'screen', 'exact'],
+  ['intake', 'describe', 'streams', 'reuse', 'screen', 'exact'],
   ['tables', 'search', 'certificate'],
   ['evaluate', 'train'],
   ['selection', 'learn'],

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
@@ -28,7 +28,8 @@ class Block:
 
   Attributes:
     index: positions in the set, int64 [b]; -1 is padding.
-    image: RGB, uint8 [b, crop, crop, 3]; 0 where not valid.
+    image: RGB, uint8 [b, crop, crop, 3], or [b, v, crop, crop, 3] of several
+      views; 0 where not valid.
     valid: bool [b]; False for padding and for bad images.
     bad: (position, reason) of each bad image.
   """
@@ -69,17 +70,19 @@ def sweep(
   threads: int,
   start: int = 0,
   stop: int | None = None,
+  cut: Callable[[np.ndarray, int], np.ndarray] = preprocess.center_crop,
 ) -> Iterator[Block]:
-  """Yields every image once, in order, as centre crops.
+  """Yields every image once, in order, as centre crops or as `cut` has them.
 
   Args:
     dataset: the images.
     resize: side in pixels that images are resized to, aspect not kept.
-    crop: side in pixels of the centre crop.
+    crop: side in pixels of a crop.
     batch: images per block; the last block is padded.
     threads: that decode; 0 = one per CPU.
     start: first position.
     stop: position to stop before; None = all.
+    cut: (uint8 [resize, resize, 3], crop) -> what a block holds of the image.
 
   Yields:
     Blocks; an image that cannot be decoded or read is masked and listed.
@@ -90,12 +93,14 @@ def sweep(
       image = _image(dataset, i, resize)
     except preprocess.BadImage as e:
       return i, None, str(e)
-    return i, preprocess.center_crop(image, crop), ''
+    return i, cut(image, crop), ''
+
+  shape = cut(np.zeros((resize, resize, 3), np.uint8), crop).shape
 
   for images in _batched(_each(dataset, load, threads, start, stop), batch):
     block = Block(
       index=np.full(batch, -1, np.int64),
-      image=np.zeros((batch, crop, crop, 3), np.uint8),
+      image=np.zeros((batch, *shape), np.uint8),
       valid=np.zeros(batch, bool),
       bad=[(i, reason) for i, image, reason in images if image is None],
     )
@@ -184,10 +189,14 @@ def joint(
   crop: int,
   mirror: bool,
   threads: int,
+  level_q: np.ndarray | None = None,
+  most_per_label: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields batches of randomly cropped target and source images.
 
-  The target is shuffled anew every epoch and each image comes once per epoch.
+  The target is shuffled anew every epoch and each image comes once per epoch,
+  or as often as its level says. Where `most_per_label` replaces images, those
+  miss their turn.
   Example j of the source half is drawn uniformly from the candidates of example
   j of the target half. With target_batch 0 it is drawn uniformly from the whole
   source; with source_batch 0 there is no source half.
@@ -210,6 +219,11 @@ def joint(
     crop: side in pixels of the random crop.
     mirror: whether to mirror half of the images, at random.
     threads: that decode; 0 = one per CPU.
+    level_q: how often each target image comes in an epoch, int [q], positive;
+      None = once.
+    most_per_label: images of one label in the target half of a micro-batch;
+      what is beyond gives way to random images of the labels that the half has
+      fewest of, absent ones first. 0 = any number.
 
   Returns:
     Iterator of dicts: target_image uint8 [m, bt, crop, crop, 3], target_label
@@ -217,7 +231,8 @@ def joint(
     same for source.
 
   Raises:
-    ValueError: if the batch sizes or the candidates do not fit.
+    ValueError: if the batch sizes, the candidates or the levels do not fit, or
+      if the target has too few labels for `most_per_label`.
     BadImage: while iterating, if a target image is bad, or if 100 draws of a
       source image all are.
   """
@@ -252,17 +267,16 @@ def joint(
 
   # Plain seeds would give run s + 1 what run s draws an epoch later.
   order_seed, draw_seed = np.random.SeedSequence(seed).generate_state(2)
-
-  # Not grain's shuffle: on 50 images it takes 0.9 ms for each.
-  @functools.lru_cache(maxsize=16)
-  def order(epoch: int) -> np.ndarray:
-    return np.random.default_rng([order_seed, epoch]).permutation(len(target))
+  if target_batch:
+    half_of = _target_halves(
+      target, target_batch, int(order_seed), level_q, most_per_label
+    )
 
   def example(number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     halves, i = {}, None
     if target_batch:
-      epoch, at = divmod(number, len(target))
-      i = int(order(epoch)[at])
+      micro, at = divmod(number, target_batch)
+      i = int(half_of(micro)[at])
       try:
         halves |= _half('target', target, i, cut(target, i, rng))
       except preprocess.BadImage as e:
@@ -285,6 +299,57 @@ def joint(
   return _steps(
     _stream(micro, threads, 2 * micro_batches), micro_batches, absent
   )
+
+
+def _target_halves(target, size, seed, level_q, most_per_label):
+  """Function of a micro-batch's number to its target images, int64 [size]."""
+  level_q = np.ones(len(target), int) if level_q is None else level_q
+  if level_q.shape != (len(target),) or level_q.min() < 1:
+    raise ValueError(
+      f'A level of 1 or more per target image: {level_q.shape=},'
+      f' {level_q.min()=}, {len(target)=}.'
+    )
+  turns = np.repeat(np.arange(len(target)), level_q)
+  labels = np.unique(target.labels)
+  if 0 < most_per_label * len(labels) < size:
+    raise ValueError(
+      f'Too few labels to fill the half: {most_per_label=}, {len(labels)=},'
+      f' {size=}.'
+    )
+
+  # Not grain's shuffle: on 50 images it takes 0.9 ms for each.
+  @functools.lru_cache(maxsize=16)
+  def order(epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(turns)
+
+  @functools.lru_cache(maxsize=256)
+  def half(micro: int) -> np.ndarray:
+    index = np.empty(size, np.int64)
+    for at in range(size):
+      epoch, turn = divmod(micro * size + at, len(turns))
+      index[at] = order(epoch)[turn]
+    if most_per_label:
+      rng = np.random.default_rng([seed, micro, most_per_label])
+      _spread(index, target.labels, labels, most_per_label, rng)
+    return index
+
+  return half
+
+
+def _spread(index, label_q, labels, most, rng) -> None:
+  """Replaces, in place, images of labels that occur more than `most` times."""
+  counts = {
+    label: int((label_q[index] == label).sum()) for label in labels.tolist()
+  }
+  for at in reversed(range(len(index))):
+    label = int(label_q[index[at]])
+    if counts[label] > most:
+      fewest = min(counts.values())
+      rare = [name for name, count in counts.items() if count == fewest]
+      new = rare[rng.integers(len(rare))]
+      index[at] = rng.choice(np.flatnonzero(label_q == new))
+      counts[label] -= 1
+      counts[new] += 1
 
 
 def _steps(stream, micro_batches, absent) -> Iterator[dict[str, np.ndarray]]:

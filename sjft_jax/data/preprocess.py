@@ -238,6 +238,33 @@ def center_crop(image: np.ndarray, crop: int) -> np.ndarray:
   return image[top : top + crop, left : left + crop]
 
 
+def ten_crops(image: np.ndarray, crop: int, mirrored: bool) -> np.ndarray:
+  """Cuts the centre and the four corners, and mirrors them if so wished.
+
+  Args:
+    image: uint8 [h, w, 3].
+    crop: side of the squares in pixels.
+    mirrored: ten crops, those of the mirrored image after the five.
+
+  Returns:
+    uint8 [5 or 10, crop, crop, 3]: centre, top left, top right, bottom left,
+    bottom right.
+
+  Raises:
+    ValueError: if the crop is larger than the image.
+  """
+  rows, columns = _room(image, crop)
+  corners = [
+    image[top : top + crop, left : left + crop]
+    for top in (0, rows)
+    for left in (0, columns)
+  ]
+  crops = [center_crop(image, crop), *corners]
+  if mirrored:
+    crops += [mirror(x) for x in crops]
+  return np.stack(crops)
+
+
 def random_crop(
   image: np.ndarray, crop: int, rng: np.random.Generator
 ) -> np.ndarray:

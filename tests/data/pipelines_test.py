@@ -144,6 +144,19 @@ def test_bad_images_are_masked_and_listed():
     np.testing.assert_array_equal(block.image[good, 0, 0, 2], block.index[good])
 
 
+def test_a_sweep_of_several_views_of_an_image():
+  def cut(image, crop):
+    return np.stack([image[:crop, :crop], image[-crop:, -crop:]])
+
+  (block,) = pipelines.sweep(
+    _dataset('s', 3), resize=SIDE, crop=5, batch=4, threads=1, cut=cut
+  )
+  assert block.image.shape == (4, 2, 5, 5, 3)
+  for i in range(3):
+    np.testing.assert_array_equal(block.image[i], cut(_image(i), 5))
+  assert not block.image[3].any()
+
+
 def test_find_bad_agrees_with_a_sweep():
   found = list(pipelines.find_bad(_with_trouble(), threads=2))
   assert [i for i, _ in found] == list(range(40))
@@ -221,6 +234,70 @@ def test_every_target_image_comes_once_an_epoch():
   assert len(index) == 60
   for epoch in index.reshape(-1, 12):
     np.testing.assert_array_equal(np.sort(epoch), np.arange(12))
+
+
+def test_a_target_image_comes_as_often_as_its_level():
+  level = np.array([1, 3, 1, 2, 5])
+  batches = _joint(_dataset('t', 5), None, None, level_q=level)
+  index = _all(batches, 'target_index')
+  assert len(index) == 60
+  for epoch in index.reshape(-1, 12):
+    np.testing.assert_array_equal(np.bincount(epoch), level)
+  tail = _joint(_dataset('t', 5), None, None, level_q=level, first_step=2)
+  _assert_same(batches[2:], tail)
+
+
+def _many_labels(labels):
+  fields = {**vars(_dataset('t', len(labels)))}
+  fields |= {
+    'labels': np.asarray(labels, np.int32),
+    'classes': tuple(map(str, range(max(labels) + 1))),
+  }
+  return datasets.Dataset(**fields)
+
+
+def test_no_label_comes_more_often_than_it_may():
+  """Twelve images of label 0 and one each of four others."""
+  target = _many_labels([0] * 12 + [1, 2, 3, 4])
+  free = _joint(target, None, None, threads=1)
+  capped = _joint(target, None, None, most_per_label=2, threads=4)
+  for before, after in zip(free, capped, strict=True):
+    for old, new in zip(
+      before['target_index'], after['target_index'], strict=True
+    ):
+      count = np.bincount(target.labels[new], minlength=5)
+      kept = old == new
+      assert count.max() <= 2
+      # Whatever is replaced was too much, and absent labels come first.
+      assert (target.labels[old[~kept]] == 0).all()
+      excess = max(np.bincount(target.labels[old])[0] - 2, 0)
+      assert (~kept).sum() == excess
+      assert (count > 0).sum() == min(5, len({*target.labels[old]}) + excess)
+  tail = _joint(target, None, None, most_per_label=2, first_step=3)
+  _assert_same(capped[3:], tail)
+
+
+def test_a_replacement_draws_a_neighbour_of_its_own():
+  target, source = _many_labels([0] * 6 + [1, 2, 3]), _dataset('s', 30)
+  candidates = _candidates(9, 30)
+  batches = _joint(target, source, candidates, most_per_label=2)
+  for i, j in zip(
+    _all(batches, 'target_index'), _all(batches, 'source_index'), strict=True
+  ):
+    assert j in candidates.index[candidates.start[i] : candidates.stop[i]]
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'level_q': np.ones(4, int)}, 'A level of 1'),
+    ({'level_q': np.zeros(5, int)}, 'A level of 1'),
+    ({'most_per_label': 2}, 'Too few labels'),
+  ],
+)
+def test_levels_and_labels_must_fit(changes, message):
+  with pytest.raises(ValueError, match=message):
+    _joint(_dataset('t', 5), None, None, **changes)
 
 
 def test_each_source_image_is_a_candidate_of_its_target_image():

@@ -222,3 +222,13 @@ def test_crops_and_mirror():
   assert corner == {(y, x) for y in range(3) for x in range(4)}
   with pytest.raises(ValueError, match='must fit'):
     preprocess.center_crop(image, 6)
+
+
+@pytest.mark.parametrize('mirrored', [False, True])
+def test_ten_crops_are_the_centre_the_corners_and_their_mirrors(mirrored):
+  image = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+  found = preprocess.ten_crops(image, 3, mirrored)
+  places = [(1, 2), (0, 0), (0, 4), (2, 0), (2, 4)]
+  expected = [image[y : y + 3, x : x + 3] for y, x in places]
+  expected += [crop[:, ::-1] for crop in expected] * mirrored
+  np.testing.assert_array_equal(found, expected)

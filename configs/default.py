@@ -60,17 +60,22 @@ def get_config():
   c.budget = ConfigDict()
   c.budget.initial = 100  # K0
   c.budget.maximum = 1000  # cap on K, and the depth of the search
+  c.budget.least_per_class = 1  # source classes with fewer images are dropped
   c.hardness = ConfigDict()
   c.hardness.add_wrong = 4.0  # s0, in units of K0
   c.hardness.add_unsure = 2.0  # s1, in units of K0
   c.hardness.min_entropy = 0.1  # d, nats
+  c.hardness.views = 'centre'  # of a training image: centre, ten or dense
 
   # The network.
   c.model = ConfigDict()
   c.model.trunk = 'resnet152'
   c.model.width = 1.0  # 0.5 = half the kernels per layer
-  c.model.stem = 'imagenet'  # imagenet (7x7/2, pool) or small (3x3)
+  c.model.stem = 'imagenet'  # imagenet (7x7/2, pool), strided or small (3x3)
+  c.model.variant = 'caffe'  # caffe (identity mappings) or v1.5 (torchvision)
   c.model.momentum = 0.999  # of batch norm's running averages
+  c.model.averages = 'both'  # target, source or both enter those averages
+  c.model.remat = False  # compute blocks again for the gradient, save memory
   c.model.dtype = 'float32'  # of the arithmetic: float32 or bfloat16
   c.model.weights = ''  # pretrained trunk, safetensors; '' = none
 
@@ -84,26 +89,39 @@ def get_config():
 
   # Training of one round.
   c.rounds = 5  # 0 = selection alone
+  c.end_when_settled = False  # no more rounds once no K changes
   c.fusion = True  # also average the rounds' class probabilities
+  c.weight_fusion = False  # also average the rounds' weights
   c.train = ConfigDict()
   c.train.steps = 4000  # updates per round
   c.train.micro_batches = 10  # per update
   c.train.target_batch = 10  # images per micro-batch
   c.train.source_batch = 10  # images per micro-batch
+  c.train.by_hardness = False  # K / K0 times as often, as the release
+  c.train.most_per_label = 0  # in the target half; the release: 2; 0 = any
   c.train.resize = 256  # pixels
   c.train.crop = 224  # pixels
   c.train.mirror = True
   c.train.target_weight = 1.0  # of its cross-entropy
   c.train.source_weight = 1.0
+  c.train.label_smoothing = 0.0  # part of a label spread over all classes
   c.train.checkpoint_every = 500  # updates
   c.optim = ConfigDict()
+  c.optim.rule = 'sgd'  # sgd (Caffe's) or adamw
   c.optim.learning_rate = 0.01
+  c.optim.round_factors = (1.0,)  # of the rate, per round; the last one stays
+  c.optim.schedule = 'step'  # step or cosine
   c.optim.boundaries = (2400,)  # updates of the round at which it drops
   c.optim.factor = 0.1
+  c.optim.warmup = 0  # cosine: updates of the round
   c.optim.momentum = 0.9
   c.optim.weight_decay = 1e-4
+  c.optim.to_start = False  # L2-SP: the trunk decays to where it began
+  c.optim.frozen = ()  # parts of the network that stay: 'trunk/res2_*'
   c.evaluate = ConfigDict()
   c.evaluate.batch = 64  # images
+  c.evaluate.views = 'centre'  # of a test image: centre, ten (crops) or dense
+  c.evaluate.scales = (1.0, 1.5, 2.0)  # dense: of train.resize
 
   # A comparison: every arm with every seed. No arms = one run. Arms run in the
   # order of their names; the first is what the others are compared with.

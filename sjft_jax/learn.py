@@ -9,6 +9,8 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
+from flax import traverse_util
 from ml_collections import FrozenConfigDict
 
 from sjft_jax import checkpoints, evaluate, files, metrics, optim, train
@@ -16,6 +18,35 @@ from sjft_jax import mesh as meshes
 from sjft_jax.data import pipelines
 from sjft_jax.errors import UserError
 from sjft_jax.models import pretrained, resnet, two_heads
+
+
+def check(c, mesh):
+  """Refuses what would fail only when training begins, after the search.
+
+  Args:
+    c: every setting.
+    mesh: the devices.
+
+  Raises:
+    UserError: if the weights are of another network, or if `optim.frozen`
+      names what it does not have.
+  """
+  learner = Learner(c, 1, 1, mesh, '')
+  if c.model.weights:
+    pretrained.load(c.model.weights, learner.fresh(c.seed))
+  if not c.optim.frozen:
+    return
+  image = jax.ShapeDtypeStruct((1, c.train.crop, c.train.crop, 3), jnp.uint8)
+  init = functools.partial(learner.network.init, train=False)
+  shapes = jax.eval_shape(init, jax.random.key(0), image, image)
+  paths = traverse_util.flatten_dict(shapes['params'])
+  for pattern in c.optim.frozen:
+    if not any(optim.matches(pattern, path) for path in paths):
+      parts = dict.fromkeys('/'.join(path[:2]) for path in paths)
+      raise UserError(
+        f'optim.frozen names {pattern!r}, which no parameter is; there are '
+        f'{", ".join(parts)}.'
+      )
 
 
 class Learner:
@@ -27,34 +58,24 @@ class Learner:
     source_classes: outputs of the source classifier; 0 without a source.
     mesh: the devices.
     workdir: directory of the run, for metrics.
-
-  Raises:
-    UserError: if there is no such trunk.
   """
 
   def __init__(self, c, target_classes, source_classes, mesh, workdir):
-    if c.model.trunk not in resnet.TRUNKS:
-      raise UserError(
-        f'model.trunk is one of {", ".join(resnet.TRUNKS)}, '
-        f'not {c.model.trunk!r}.'
-      )
     self._c, self._mesh, self._workdir = c, mesh, pathlib.Path(workdir)
-    self._network = two_heads.TwoHeads(
+    self.network = two_heads.TwoHeads(
       trunk=resnet.TRUNKS[c.model.trunk](
         width=c.model.width,
         stem=c.model.stem,
+        variant=c.model.variant,
         momentum=c.model.momentum,
         dtype=c.model.dtype,
+        remat=c.model.remat,
       ),
       target_classes=target_classes,
       # A head that nothing reaches, where there is no source.
       source_classes=max(source_classes, 1),
+      averages=c.model.averages,
     )
-
-  def check(self):
-    """Refuses weights of another network, before hours of search."""
-    if self._c.model.weights:
-      pretrained.load(self._c.model.weights, self._fresh(self._c.seed))
 
   def start(self, pool, directory, donors=()):
     """The weights of the first round: the trunk as configured, heads fresh.
@@ -68,8 +89,13 @@ class Learner:
     Returns:
       Variables: 'params' and 'batch_stats', replicated.
     """
+    variables = self._begin(pool, directory, donors)
+    self._start = variables['params']
+    return variables
+
+  def _begin(self, pool, directory, donors):
     c = self._c
-    variables = self._fresh(c.seed)
+    variables = self.fresh(c.seed)
     if not c.pretrain.steps:
       weights = c.model.weights
       return pretrained.load(weights, variables) if weights else variables
@@ -92,7 +118,9 @@ class Learner:
   def _pretrain(self, pool, directory):
     """Variables after training on the source alone."""
     c = self._c.pretrain
-    variables = self._fresh(c.seed)
+    # All classes of the source, of which the rounds may drop rare ones.
+    network = self.network.clone(source_classes=len(pool.classes))
+    variables = self.fresh(c.seed, network)
     if self._c.model.weights:
       variables = pretrained.load(self._c.model.weights, variables)
     batches = functools.partial(
@@ -105,9 +133,14 @@ class Learner:
       target_batch=0,
       source_batch=c.batch,
     )
-    return self._fit(variables, 'target_head', batches, c.steps, directory, -1)
+    frozen = ('target_head',)
+    return self._fit(
+      network, variables, frozen, batches, c.steps, directory, -1
+    )
 
-  def fine_tune(self, variables, target, pool, candidates, m, directory):
+  def fine_tune(
+    self, variables, target, pool, candidates, level_q, m, directory
+  ):
     """Trains one round, from where a killed one was saved.
 
     Args:
@@ -115,6 +148,7 @@ class Learner:
       target: the target training images.
       pool: the source, or None.
       candidates: which source images each target image draws; None for none.
+      level_q: how often each target image comes in an epoch; None = once.
       m: the round.
       directory: the round's; its checkpoint goes there.
 
@@ -131,24 +165,42 @@ class Learner:
       micro_batches=c.train.micro_batches,
       target_batch=c.train.target_batch,
       source_batch=c.train.source_batch if candidates else 0,
+      level_q=level_q,
+      most_per_label=c.train.most_per_label,
     )
-    # Decay alone would change a head that no image reaches.
-    frozen = None if candidates else 'source_head'
-    return self._fit(variables, frozen, batches, c.train.steps, directory, m)
+    frozen = self._frozen()
+    return self._fit(
+      self.network, variables, frozen, batches, c.train.steps, directory, m
+    )
 
-  def _fit(self, variables, frozen, batches, steps, directory, m):
-    """Trains from `variables`, or from where a killed run was saved."""
+  def _frozen(self):
+    """What stays as it is in the rounds."""
+    # Decay alone would change a head that no image reaches.
+    unreached = ('source_head',) if self._c.selection == 'none' else ()
+    return (*self._c.optim.frozen, *unreached)
+
+  def _optimiser_and_step(self, network, frozen, m):
     c = self._c
-    optimiser, step = _compiled(
-      self._network,
+    factors = c.optim.round_factors
+    return _compiled(
+      network,
       FrozenConfigDict(c.optim),
       FrozenConfigDict(c.pretrain) if m < 0 else None,
-      frozen,
+      tuple(frozen),
+      c.train.steps,
+      1.0 if m < 0 else factors[min(m, len(factors) - 1)],
       c.train.target_weight,
       c.train.source_weight,
+      c.train.label_smoothing,
       self._mesh,
     )
-    state = train.begin(variables, optimiser, self._mesh)
+
+  def _fit(self, network, variables, frozen, batches, steps, directory, m):
+    """Trains from `variables`, or from where a killed run was saved."""
+    c = self._c
+    optimiser, step = self._optimiser_and_step(network, frozen, m)
+    start = self._start if m >= 0 else None
+    state = train.begin(variables, optimiser, self._mesh, start)
     label = 'pretrain' if m < 0 else f'round {m}'
     with checkpoints.Checkpoints(directory / 'checkpoint') as saved:
       if saved.step is not None:
@@ -179,17 +231,8 @@ class Learner:
 
   def restore(self, directory):
     """The variables that a finished round left in its directory."""
-    c = self._c
-    optimiser, _ = _compiled(
-      self._network,
-      FrozenConfigDict(c.optim),
-      None,
-      None if c.selection != 'none' else 'source_head',
-      c.train.target_weight,
-      c.train.source_weight,
-      self._mesh,
-    )
-    state = train.begin(self._fresh(c.seed), optimiser, self._mesh)
+    optimiser, _ = self._optimiser_and_step(self.network, self._frozen(), 0)
+    state = train.begin(self.fresh(self._c.seed), optimiser, self._mesh)
     with checkpoints.Checkpoints(directory / 'checkpoint') as saved:
       if saved.step is None:
         raise UserError(f'{directory} holds no finished checkpoint.')
@@ -197,9 +240,9 @@ class Learner:
 
   def probabilities(self, variables, image_nhwc):
     """Target class probabilities of uint8 images, float32 [n, classes]."""
-    return _probabilities(self._network)(variables, image_nhwc)
+    return _probabilities(self.network)(variables, image_nhwc)
 
-  def posteriors(self, variables, dataset, label):
+  def posteriors(self, variables, dataset, views, label):
     """Target class probabilities of a data set, float32 [n, classes]."""
     c = self._c
     probability_nc, valid_n = evaluate.posteriors(
@@ -211,6 +254,9 @@ class Learner:
       mesh=self._mesh,
       threads=c.threads,
       label=label,
+      views=views,
+      mirror=c.train.mirror,
+      scales=c.evaluate.scales,
     )
     if not valid_n.all():
       raise UserError(
@@ -219,26 +265,57 @@ class Learner:
       )
     return probability_nc
 
-  def _fresh(self, seed):
-    variables = train.init(self._network, seed)
+  def fresh(self, seed, network=None):
+    """Variables of random weights, replicated.
+
+    Args:
+      seed: of the weights.
+      network: a `TwoHeads`; None = the one of the rounds.
+    """
+    variables = train.init(network or self.network, seed)
     return meshes.replicate(variables, self._mesh)
 
 
+def _step_schedule(c, rate, steps):
+  del steps
+  return optim.step_schedule(rate, c.boundaries, c.factor)
+
+
+def _cosine_schedule(c, rate, steps):
+  return optim.cosine_schedule(rate, steps, c.warmup)
+
+
+# (settings, rate, updates) -> schedule of a round.
+SCHEDULES = {'step': _step_schedule, 'cosine': _cosine_schedule}
+
+
 @functools.lru_cache(maxsize=8)
-def _compiled(network, c, pretrain, frozen, target_weight, source_weight, mesh):
+def _compiled(
+  network,
+  c,
+  pretrain,
+  frozen,
+  steps,
+  round_factor,
+  target_weight,
+  source_weight,
+  label_smoothing,
+  mesh,
+):
   """(optimiser, step) of these settings, made once per process."""
+  settings = dict(
+    momentum=c.momentum, weight_decay=c.weight_decay, frozen=frozen
+  )
   if pretrain is None:
-    schedule = optim.step_schedule(c.learning_rate, c.boundaries, c.factor)
+    rate = c.learning_rate * round_factor
+    schedule = SCHEDULES[c.schedule](c, rate, steps)
+    rule, settings['to_start'] = optim.RULES[c.rule], c.to_start
   else:
+    rule = optim.sgd
     schedule = optim.cosine_schedule(
       pretrain.learning_rate, pretrain.steps, pretrain.warmup
     )
-  optimiser = optim.sgd(
-    schedule,
-    momentum=c.momentum,
-    weight_decay=c.weight_decay,
-    frozen=() if frozen is None else (frozen,),
-  )
+  optimiser = rule(schedule, **settings)
   step = train.make_step(
     network,
     optimiser,
@@ -246,6 +323,7 @@ def _compiled(network, c, pretrain, frozen, target_weight, source_weight, mesh):
     mesh,
     target_weight=target_weight,
     source_weight=source_weight,
+    label_smoothing=label_smoothing,
   )
   return optimiser, step
 
@@ -263,12 +341,15 @@ def _probabilities(network):
 
 def _pretraining_key(c, pool):
   """All that the pretrained trunk depends on, as JSON reads it back."""
+  # They change joint batches only, or nothing.
+  without = ('averages', 'remat')
   settings = {
     'pretrain': c.pretrain.to_dict(),
-    'model': c.model.to_dict(),
+    'model': {k: v for k, v in c.model.items() if k not in without},
     'train': {k: c.train[k] for k in ('resize', 'crop', 'mirror')},
     'optim': {k: c.optim[k] for k in ('momentum', 'weight_decay')},
     'source_weight': c.train.source_weight,
+    'label_smoothing': c.train.label_smoothing,
     'data': pool.digest,
   }
   return settings

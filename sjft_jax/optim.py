@@ -1,8 +1,11 @@
-"""Caffe's stochastic gradient descent, its schedules, and frozen parts."""
+"""Caffe's SGD and AdamW, their schedules, L2-SP, and frozen parts."""
 
+import fnmatch
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 _NORM_PARAMETERS = ('scale', 'bias')
@@ -59,6 +62,7 @@ def sgd(
   weight_decay: float = 1e-4,
   head_bias_rate: float = 2.0,
   decay_norm: bool = True,
+  to_start: bool = False,
   frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
   """Caffe's SGD: the learning rate is inside the momentum, decay is coupled.
@@ -72,30 +76,23 @@ def sgd(
     head_bias_rate: multiplier of the heads' biases; 1 for all else.
     decay_norm: decay batch normalisation's scales and biases too, as the
       release, whose Scale layers keep Caffe's default.
-    frozen: parameters that never change, by path or its beginning:
-      'source_head', 'trunk/conv1'.
+    to_start: L2-SP, decay the trunk towards the parameters that `init` sees:
+      weight_decay (w - start) in place of weight_decay w.
+    frozen: parameters that never change, by path or its beginning, where *
+      stands for anything: 'source_head', 'trunk/conv1', 'trunk/res2_*'.
 
   Returns:
     An optax transformation of gradients to be added to parameters.
 
-  Source: Caffe's SGDSolver; the release's solver and train_val.prototxt.
+  Source: Caffe's SGDSolver; the release's solver and train_val.prototxt;
+  L2-SP: Li, Grandvalet, Davoine, ICML 2018.
   """
-
-  def decayed(path):
-    head_bias = _is_head_bias(path)
-    norm = path[0] == 'trunk' and path[-1] in _NORM_PARAMETERS
-    return not head_bias and (decay_norm or not norm)
 
   def label(path):
     return 'head_bias' if _is_head_bias(path) else 'other'
 
-  def group(path):
-    name = '/'.join(path) + '/'
-    still = any(name.startswith(f'{prefix}/') for prefix in frozen)
-    return 'frozen' if still else 'trained'
-
   caffe = optax.chain(
-    optax.masked(optax.add_decayed_weights(weight_decay), _map(decayed)),
+    _decay(weight_decay, decay_norm, to_start),
     optax.multi_transform(
       {'head_bias': optax.scale(head_bias_rate), 'other': optax.identity()},
       _map(label),
@@ -104,8 +101,106 @@ def sgd(
     optax.trace(momentum),
     optax.scale(-1.0),
   )
+  return _but(frozen, caffe)
+
+
+def adamw(
+  schedule: optax.Schedule,
+  *,
+  momentum: float = 0.9,
+  second_momentum: float = 0.999,
+  weight_decay: float = 1e-4,
+  decay_norm: bool = True,
+  to_start: bool = False,
+  frozen: Sequence[str] = (),
+) -> optax.GradientTransformation:
+  """Adam with decoupled decay; with weight_decay 0, Adam.
+
+  w <- w - rate (m / (sqrt(v) + 1e-8) + weight_decay w), m and v the averages
+  of the gradient and of its square, corrected for their start at 0.
+
+  Args:
+    schedule: update number -> rate.
+    momentum: what m keeps at an update.
+    second_momentum: what v keeps.
+    weight_decay: as in `sgd`, but outside the averages.
+    decay_norm: as in `sgd`.
+    to_start: as in `sgd`.
+    frozen: as in `sgd`.
+
+  Returns:
+    An optax transformation of gradients to be added to parameters.
+
+  Source: Loshchilov & Hutter, ICLR 2019.
+  """
+  adam = optax.chain(
+    optax.scale_by_adam(b1=momentum, b2=second_momentum),
+    _decay(weight_decay, decay_norm, to_start),
+    optax.scale_by_schedule(schedule),
+    optax.scale(-1.0),
+  )
+  return _but(frozen, adam)
+
+
+RULES = {'sgd': sgd, 'adamw': adamw}
+
+
+def matches(pattern: str, path: Sequence[str]) -> bool:
+  """Whether a pattern of `frozen` means this parameter or a part of it."""
+  return any(
+    fnmatch.fnmatchcase('/'.join(path[:n]), pattern)
+    for n in range(1, len(path) + 1)
+  )
+
+
+class _Start(NamedTuple):
+  """The parameters that decay leads to."""
+
+  params: optax.Params
+
+
+def _decay(weight_decay, decay_norm, to_start):
+  """Adds weight_decay times the way from the start, or from 0."""
+
+  def decayed(path):
+    norm = path[0] == 'trunk' and path[-1] in _NORM_PARAMETERS
+    return not _is_head_bias(path) and (decay_norm or not norm)
+
+  def init(params):
+    return _Start(jax.tree.map_with_path(_trunk, params))
+
+  def update(updates, state, params):
+    updates = jax.tree.map(
+      lambda g, w, start: g + weight_decay * (w - start),
+      updates,
+      params,
+      state.params,
+    )
+    return updates, state
+
+  towards = (
+    optax.GradientTransformation(init, update)
+    if to_start
+    else optax.add_decayed_weights(weight_decay)
+  )
+  return optax.masked(towards, _map(decayed))
+
+
+def _trunk(path, leaf):
+  """The start of a parameter: fresh heads have none but 0."""
+  # Copied, since parameters are donated.
+  return jnp.array(leaf) if path[0].key == 'trunk' else jnp.zeros_like(leaf)
+
+
+def _but(frozen, rule):
+  """The rule for all parameters but those that stay as they are."""
+
+  def group(path):
+    still = any(matches(pattern, path) for pattern in frozen)
+    return 'frozen' if still else 'trained'
+
   return optax.multi_transform(
-    {'trained': caffe, 'frozen': optax.set_to_zero()}, _map(group)
+    {'trained': rule, 'frozen': optax.set_to_zero()}, _map(group)
   )
 
 

@@ -7,9 +7,16 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from sjft_jax import evaluate, files, intake, report, selection, workdirs
+from sjft_jax import (
+  evaluate,
+  files,
+  intake,
+  learn,
+  report,
+  selection,
+  workdirs,
+)
 from sjft_jax.errors import UserError
-from sjft_jax.learn import Learner
 from sjft_jax.ops import hardness
 
 
@@ -40,42 +47,45 @@ def run(c, workdir, mesh, donors=()):
   with clock('check images'):
     target, test, pool = intake.load(c, workdir)
   _check(c, target, mesh)
-  source_classes = len(pool.classes) if pool else 0
-  learner = Learner(c, len(target.classes), source_classes, mesh, workdir)
-  if c.rounds:
-    learner.check()
   with clock('search'):
-    candidates = selection.stage(c, target, pool, workdir, mesh, donors)
+    candidates, drawable = selection.stage(
+      c, target, pool, workdir, mesh, donors
+    )
+  source_classes = len(drawable.classes) if pool else 0
+  learner = learn.Learner(c, len(target.classes), source_classes, mesh, workdir)
   weights = None
   if c.rounds:
     with clock('pretrain'):
       weights = learner.start(pool, workdir / 'pretrain', donors)
   budget_q = np.full(len(target), c.budget.initial)
-  summaries, tests = [], []
+  summaries, tests, settled = [], [], False
   for m in range(c.rounds):
+    if settled and c.end_when_settled:
+      break
     directory = workdir / 'rounds' / str(m)
     drawn = candidates(budget_q)
+    level_q = budget_q // c.budget.initial if c.train.by_hardness else None
     with clock('train'):
-      weights = learner.fine_tune(weights, target, pool, drawn, m, directory)
+      weights = learner.fine_tune(
+        weights, target, drawable, drawn, level_q, m, directory
+      )
     with clock('evaluate'):
-      posterior_qc = learner.posteriors(weights, target, 'posteriors')
-      tests.append(learner.posteriors(weights, test, 'test'))
-    summaries.append(
-      _summary(m, budget_q, posterior_qc, tests[-1], target, test)
-      | _borrowed(pool, drawn)
-    )
-    budget_q = _end_round(
+      posterior_qc = learner.posteriors(
+        weights, target, c.hardness.views, 'posteriors'
+      )
+      tests.append(learner.posteriors(weights, test, c.evaluate.views, 'test'))
+    next_q = _end_round(
       c, directory, budget_q, posterior_qc, tests[-1], target, test
     )
+    summaries.append(
+      _summary(m, budget_q, next_q, posterior_qc, tests[-1], target, test)
+      | _borrowed(pool, drawn)
+    )
+    settled, budget_q = (next_q == budget_q).all(), next_q
   results = {'rounds': summaries, 'seconds': clock.seconds}
   if c.rounds:
-    results['mean_class_accuracy'] = summaries[-1]['mean_class_accuracy']
-  if c.rounds and c.fusion:
-    fused = evaluate.fuse(tests)
-    results['fused'] = {
-      'mean_class_accuracy': evaluate.mean_class_accuracy(fused, test.labels)
-    }
-  if not c.rounds:
+    results |= _fusions(c, learner, workdir, summaries, tests, test)
+  else:
     results['selection'] = _borrowed(pool, candidates(budget_q))
   files.write_json(workdir / 'results.json', results | workdirs.provenance())
   report.write_run(workdir, target, pool)
@@ -83,11 +93,20 @@ def run(c, workdir, mesh, donors=()):
 
 
 def _check(c, target, mesh):
-  """Refuses batches that the target or the devices cannot fill."""
+  """Refuses what the target, the devices or the network cannot do."""
+  if c.rounds:
+    learn.check(c, mesh)
   if c.rounds and len(target) < c.train.target_batch:
     raise UserError(
       f'A batch takes train.target_batch={c.train.target_batch} different '
       f'target images; there are {len(target)}. Lower it, or add images.'
+    )
+  classes, most = len(np.unique(target.labels)), c.train.most_per_label
+  if 0 < most * classes < c.train.target_batch:
+    raise UserError(
+      f'train.most_per_label={most} images of each of {classes} classes do not '
+      f'fill train.target_batch={c.train.target_batch}. Lower that, or raise '
+      'train.most_per_label.'
     )
   for name in ('target_batch', 'source_batch'):
     if c.train[name] % mesh.size:
@@ -98,7 +117,7 @@ def _check(c, target, mesh):
 
 
 def _end_round(c, directory, budget_q, posterior_qc, test_nc, target, test):
-  """Writes posteriors.npz and budget.csv; returns the next round's K."""
+  """Writes what a round found out; returns the next round's K."""
   with files.replacing(directory / 'posteriors.npz') as file:
     np.savez_compressed(
       file,
@@ -108,6 +127,13 @@ def _end_round(c, directory, budget_q, posterior_qc, test_nc, target, test):
       test_id=test.ids,
       test_label=test.labels,
       test_probability=test_nc,
+    )
+  with files.replacing(directory / 'confusion.csv', 'w') as file:
+    writer = csv.writer(file)
+    writer.writerow(('true class', *target.classes))
+    counts_cc = evaluate.confusion(test_nc, test.labels).tolist()
+    writer.writerows(
+      (name, *row) for name, row in zip(target.classes, counts_cc, strict=True)
     )
   next_q = np.asarray(
     hardness.next_budget(
@@ -134,16 +160,43 @@ def _end_round(c, directory, budget_q, posterior_qc, test_nc, target, test):
   return next_q
 
 
-def _summary(m, budget_q, posterior_qc, test_nc, target, test):
-  mean_class = evaluate.mean_class_accuracy
-  right = test_nc.argmax(axis=1) == test.labels
+def _summary(m, budget_q, next_q, posterior_qc, test_nc, target, test):
   return {
     'round': m,
-    'mean_class_accuracy': mean_class(test_nc, test.labels),
-    'accuracy': float(right.mean()),
-    'train_accuracy': mean_class(posterior_qc, target.labels),
+    **_worth(test_nc, test.labels),
+    'train_accuracy': evaluate.mean_class_accuracy(posterior_qc, target.labels),
     'mean_k': float(np.mean(budget_q)),
+    'changed_k': int((next_q != budget_q).sum()),
   }
+
+
+def _worth(probability_nc, label_n):
+  return {
+    'mean_class_accuracy': evaluate.mean_class_accuracy(
+      probability_nc, label_n
+    ),
+    'accuracy': evaluate.accuracy(probability_nc, label_n),
+    'calibration_error': evaluate.calibration_error(probability_nc, label_n),
+  }
+
+
+def _fusions(c, learner, workdir, summaries, tests, test):
+  """The last round, and what all rounds come to together."""
+  value = {'mean_class_accuracy': summaries[-1]['mean_class_accuracy']}
+  if len(summaries) < c.rounds:
+    value['settled'] = (
+      f'After round {len(summaries) - 1} no K changed: the remaining '
+      f'{c.rounds - len(summaries)} were left out.'
+    )
+  if c.fusion:
+    value['fused'] = _worth(evaluate.fuse(tests), test.labels)
+  if c.weight_fusion:
+    weights = evaluate.average(
+      [learner.restore(workdir / 'rounds' / str(s['round'])) for s in summaries]
+    )
+    test_nc = learner.posteriors(weights, test, c.evaluate.views, 'fused')
+    value['weight_fused'] = _worth(test_nc, test.labels)
+  return value
 
 
 def _borrowed(pool, drawn):
@@ -174,11 +227,12 @@ class Trained:
     workdir = pathlib.Path(workdir)
     self.classes = classes(workdir)
     stored = files.read_json(workdir / 'config.json')['settings']
-    stored['optim']['boundaries'] = tuple(stored['optim']['boundaries'])
     self.settings = ConfigDict(stored)
+    kept = workdir / selection.SOURCE_CLASSES
     data = files.read_json(workdir / 'data.json')
-    source_classes = len(data.get('source', {}).get('classes', ()))
-    self._learner = Learner(
+    source = data.get('source', {}).get('classes', ())
+    source_classes = len(files.read_json(kept) if kept.exists() else source)
+    self._learner = learn.Learner(
       self.settings, len(self.classes), source_classes, mesh, workdir
     )
     self._rounds = [

@@ -27,6 +27,9 @@ from sjft_jax.data.datasets import Dataset
 from sjft_jax.data.pipelines import Candidates
 from sjft_jax.errors import UserError
 
+# Names of the classes of the source head, where rare ones were dropped.
+SOURCE_CLASSES = 'selection/source_classes.json'
+
 
 def stage(c, target, pool, workdir, mesh, donors):
   """Finds what the selection needs; returns how a budget becomes candidates.
@@ -40,13 +43,15 @@ def stage(c, target, pool, workdir, mesh, donors):
     donors: directories of runs to take a finished search over from.
 
   Returns:
-    Function of budget_q int [q] to `Candidates`; to None for no selection.
+    (function of budget_q int [q] to `Candidates`, to None for no selection;
+    the pool to draw them from, with the labels that the source head learns).
 
   Raises:
-    UserError: as `find`, or if too many source images are unreadable.
+    UserError: as `find`, or if too many source images are unreadable; from the
+      function, if `common` leaves a target image without candidates.
   """
   if c.selection == 'none':
-    return lambda budget_q: None
+    return lambda budget_q: None, pool
   index_qk, bad = None, {}
   if c.selection in SEARCHED:
     found = find(
@@ -63,8 +68,23 @@ def stage(c, target, pool, workdir, mesh, donors):
       bad = intake.find_bad(pool, c.threads, bar)
   intake.report_bad(c, workdir, bad, len(pool))
   source_n = np.flatnonzero(~np.isin(pool.ids, list(bad)))
-  rule = RULES[c.selection]
-  return lambda budget_q: rule(index_qk, budget_q, source_n, c.seed)
+  rule, least = RULES[c.selection], c.budget.least_per_class
+
+  def draw(budget_q):
+    candidates = rule(index_qk, budget_q, source_n, c.seed)
+    return common(candidates, pool.labels, least, target.ids)
+
+  if least < 2:
+    return draw, pool
+  # No round can reach more images than the deepest lists hold.
+  deepest = draw(np.full(len(target), c.budget.maximum))
+  kept = np.unique(pool.labels[selected(deepest)])
+  relabelled = np.full(len(pool.classes), -1, pool.labels.dtype)
+  relabelled[kept] = np.arange(len(kept))
+  names = tuple(pool.classes[i] for i in kept)
+  files.write_json(pathlib.Path(workdir) / SOURCE_CLASSES, names)
+  labels = relabelled[pool.labels]
+  return draw, dataclasses.replace(pool, labels=labels, classes=names)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -362,6 +382,41 @@ def everything(index_qk, budget_q, source_n, seed):
 def _shared(index_n, budget_q):
   start_q = np.zeros(len(budget_q), np.int64)
   return Candidates(index=index_n, start=start_q, stop=start_q + len(index_n))
+
+
+def common(candidates, label_n, least, target_ids):
+  """Candidates of the source classes with enough images among all of them.
+
+  Args:
+    candidates: of every target image.
+    label_n: class of every source image, int [n].
+    least: distinct candidates that a class must have to be kept.
+    target_ids: unicode [q].
+
+  Returns:
+    `Candidates` without those of rarer classes, in the same order.
+
+  Raises:
+    UserError: if a target image is left without any.
+
+  Source: least_sample_per_class of the release.
+  """
+  if least < 2:
+    return candidates
+  count = np.bincount(label_n[selected(candidates)])
+  kept_m = np.append(count >= least, False)[
+    np.minimum(label_n[candidates.index], len(count))
+  ]
+  before = np.concatenate([[0], np.cumsum(kept_m)])
+  start, stop = before[candidates.start], before[candidates.stop]
+  if (bare := np.flatnonzero(start == stop)).size:
+    raise UserError(
+      f'Every target image needs a neighbour in a source class of {least} '
+      f'selected images or more; {target_ids[bare[0]]} has none, of '
+      f'{len(bare)} target image{"s" if len(bare) > 1 else ""}. Lower '
+      'budget.least_per_class, or raise budget.initial.'
+    )
+  return Candidates(index=candidates.index[kept_m], start=start, stop=stop)
 
 
 # (index_qk, budget_q, readable source positions, seed) -> Candidates.

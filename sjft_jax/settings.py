@@ -3,10 +3,10 @@
 import functools
 import operator
 
-from sjft_jax import describe, selection
+from sjft_jax import describe, evaluate, learn, optim, selection
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
-from sjft_jax.models import resnet
+from sjft_jax.models import resnet, two_heads
 
 CHOICES = {
   'target.kind': tuple(datasets.OPENERS),
@@ -16,7 +16,13 @@ CHOICES = {
   'selection': tuple(selection.RULES),
   'model.trunk': tuple(resnet.TRUNKS),
   'model.stem': tuple(resnet.STEMS),
+  'model.variant': tuple(resnet.VARIANTS),
+  'model.averages': tuple(two_heads.AVERAGES),
   'model.dtype': ('float32', 'bfloat16'),
+  'optim.rule': tuple(optim.RULES),
+  'optim.schedule': tuple(learn.SCHEDULES),
+  'hardness.views': tuple(evaluate.VIEWS),
+  'evaluate.views': tuple(evaluate.VIEWS),
 }
 AT_LEAST = {
   0: (
@@ -27,12 +33,14 @@ AT_LEAST = {
     'pretrain.seed', 'pretrain.steps', 'pretrain.warmup',
     'train.source_batch', 'train.target_weight', 'train.source_weight',
     'train.checkpoint_every', 'optim.momentum', 'optim.weight_decay',
-    'model.momentum',
+    'model.momentum', 'train.most_per_label', 'train.label_smoothing',
+    'optim.warmup',
   ),
   1: (
-    'describe.batch', 'budget.initial', 'budget.maximum', 'pretrain.batch',
-    'train.steps', 'train.micro_batches', 'train.target_batch',
-    'train.resize', 'evaluate.batch',
+    'describe.batch', 'budget.initial', 'budget.maximum',
+    'budget.least_per_class', 'pretrain.batch', 'train.steps',
+    'train.micro_batches', 'train.target_batch', 'train.resize',
+    'evaluate.batch',
   ),
   2: ('describe.bins',),
   # The stem's pool needs two pixels of half the size.
@@ -44,7 +52,7 @@ AT_MOST = {
   'budget.initial': 'budget.maximum',
   'train.crop': 'train.resize',
 }
-BELOW_ONE = ('optim.momentum', 'model.momentum')
+BELOW_ONE = ('optim.momentum', 'model.momentum', 'train.label_smoothing')
 ABOVE_ZERO = ('optim.learning_rate', 'optim.factor', 'pretrain.learning_rate')
 
 
@@ -96,6 +104,15 @@ def check(c):
     'optim.boundaries',
     'numbers of updates, as (40, 50)',
   )
+  for name in ('optim.round_factors', 'evaluate.scales'):
+    factors = _value(c, name)
+    need(factors and min(factors) > 0, name, 'factors above 0, as (1.0, 0.5)')
+  if c.optim.schedule == 'cosine':
+    need(
+      c.optim.warmup < c.train.steps,
+      'optim.warmup',
+      f'below {c.train.steps} (train.steps)',
+    )
   need(
     c.train.source_batch in (0, c.train.target_batch),
     'train.source_batch',

@@ -60,13 +60,19 @@ def init(model: nn.Module, seed: int, image_size: int = 64) -> dict:
   return _initialiser(model, image_size)(jax.random.key(seed))
 
 
-def begin(variables: Mapping, tx: optax.GradientTransformation, mesh) -> State:
+def begin(
+  variables: Mapping,
+  tx: optax.GradientTransformation,
+  mesh,
+  start: optax.Params | None = None,
+) -> State:
   """The state before the first update, on every device.
 
   Args:
     variables: 'params' and 'batch_stats'; copied, since a state is donated.
     tx: the optimiser.
     mesh: the devices.
+    start: the parameters that L2-SP decays to; None = those of `variables`.
 
   Returns:
     A state of step 0 without momentum.
@@ -74,7 +80,8 @@ def begin(variables: Mapping, tx: optax.GradientTransformation, mesh) -> State:
   params, batch_stats = jax.tree.map(
     jnp.array, (variables['params'], variables['batch_stats'])
   )
-  state = State(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params))
+  opt_state = tx.init(params if start is None else start)
+  state = State(jnp.zeros((), jnp.int32), params, batch_stats, opt_state)
   return meshes.replicate(state, mesh)
 
 
@@ -86,7 +93,8 @@ def make_step(
   *,
   target_weight: float = 1.0,
   source_weight: float = 1.0,
-  unroll: bool | None = None,
+  label_smoothing: float = 0.0,
+  scan: bool | None = None,
 ) -> Callable[[State, Mapping], tuple[State, dict[str, jax.Array]]]:
   """One update by m micro-batches, compiled once per shape of the batch.
 
@@ -101,21 +109,23 @@ def make_step(
     target_weight: of the target's cross-entropy; 1 in the paper, 0.5 in the
       release.
     source_weight: as target_weight.
-    unroll: repeat the program for every micro-batch instead of looping. None
-      does so on the CPU backend, whose convolutions are several times slower
-      within a loop; elsewhere looping compiles m times as fast.
+    label_smoothing: the part of a label that is spread over all classes.
+    scan: one program that loops over the micro-batches, instead of one
+      program called m times and another for the update. None does so but on
+      the CPU backend, whose convolutions are several times slower within a
+      loop.
 
   Returns:
-    Jitted function of (state, batch) to (state, metrics). The state is
-    donated. The batch holds target_image uint8 [m, t, h, w, 3], target_label
-    int32 [m, t], source_image [m, s, h, w, 3] and source_label [m, s]; t or s
-    may be 0. Metrics are float32 scalars: loss, grad_norm, learning_rate and,
-    of a half that is not empty, {target,source}_{loss,accuracy}.
+    Function of (state, batch) to (state, metrics). The state is donated. The
+    batch holds target_image uint8 [m, t, h, w, 3], target_label int32 [m, t],
+    source_image [m, s, h, w, 3] and source_label [m, s]; t or s may be 0.
+    Metrics are float32 scalars: loss, grad_norm, learning_rate and, of a half
+    that is not empty, {target,source}_{loss,accuracy}.
 
   Source: Ge & Yu, CVPR 2017, section 3.1; the release's solver.
   """
-  if unroll is None:
-    unroll = jax.default_backend() == 'cpu'
+  if scan is None:
+    scan = jax.default_backend() != 'cpu'
 
   def loss(params, batch_stats, batch):
     (target, source), updated = model.apply(
@@ -132,6 +142,7 @@ def make_step(
       batch['source_label'],
       target_weight=target_weight,
       source_weight=source_weight,
+      smoothing=label_smoothing,
     )
     metrics = {'loss': total}
     if len(target):
@@ -142,20 +153,20 @@ def make_step(
       metrics['source_accuracy'] = _accuracy(source, batch['source_label'])
     return total, (updated.get('batch_stats', {}), metrics)
 
-  def step(state, batch):
-    def accumulate(carry, micro_batch):
-      sum_, batch_stats = carry
-      gradient, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(
-        state.params, batch_stats, micro_batch
-      )
-      return (jax.tree.map(jnp.add, sum_, gradient), batch_stats), metrics
+  def zero(state):
+    return jax.tree.map(jnp.zeros_like, state.params), state.batch_stats
 
-    zero = jax.tree.map(jnp.zeros_like, state.params)
-    scan = _unrolled_scan if unroll else jax.lax.scan
-    (sum_, batch_stats), metrics = scan(
-      accumulate, (zero, state.batch_stats), batch
+  def accumulate(params, carry, micro_batch):
+    sum_, batch_stats = carry
+    gradient, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(
+      params, batch_stats, micro_batch
     )
-    gradient = jax.tree.map(lambda x: x / len(batch['target_label']), sum_)
+    return (jax.tree.map(jnp.add, sum_, gradient), batch_stats), metrics
+
+  def update(state, carry, metrics):
+    sum_, batch_stats = carry
+    m = len(metrics['loss'])
+    gradient = jax.tree.map(lambda x: x / m, sum_)
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
     metrics = jax.tree.map(jnp.mean, metrics) | {
       'grad_norm': _norm(gradient),
@@ -165,7 +176,37 @@ def make_step(
     return State(state.step + 1, params, batch_stats, opt_state), metrics
 
   replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  return jax.jit(step, donate_argnums=0, out_shardings=replicated)
+  jit = functools.partial(jax.jit, out_shardings=replicated)
+
+  @functools.partial(jit, donate_argnums=0)
+  def scanned(state, batch):
+    carry, metrics = jax.lax.scan(
+      functools.partial(accumulate, state.params), zero(state), batch
+    )
+    return update(state, carry, metrics)
+
+  begin_ = jit(zero)
+  accumulate_ = jit(
+    lambda params, carry, batch, i: accumulate(
+      params, carry, jax.tree.map(lambda x: x[i], batch)
+    ),
+    donate_argnums=1,
+  )
+  update_ = jit(
+    lambda state, carry, metrics: update(
+      state, carry, jax.tree.map(lambda *x: jnp.stack(x), *metrics)
+    ),
+    donate_argnums=0,
+  )
+
+  def called(state, batch):
+    carry, metrics = begin_(state), []
+    for i in range(len(batch['target_label'])):
+      carry, metrics_i = accumulate_(state.params, carry, batch, i)
+      metrics.append(metrics_i)
+    return update_(state, carry, metrics)
+
+  return scanned if scan else called
 
 
 def fit(
@@ -265,18 +306,6 @@ def _initialiser(model, image_size):
 
 def _accuracy(logits_nc, label_n):
   return (logits_nc.argmax(axis=-1) == label_n).mean()
-
-
-def _unrolled_scan(body, carry, xs):
-  """`lax.scan` without a loop, which `unroll=True` leaves around one trip.
-
-  XLA's CPU backend lowers the convolutions before it removes that loop.
-  """
-  ys = []
-  for i in range(len(jax.tree.leaves(xs)[0])):
-    carry, y = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
-    ys.append(y)
-  return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys)
 
 
 def _norm(tree):

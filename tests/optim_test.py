@@ -65,6 +65,8 @@ def test_updates_are_caffes_across_a_drop_of_the_rate(decay_norm):
     (('source_head',), {'source_head/kernel', 'source_head/bias'}),
     (('trunk/norm1/scale', 'target'), {'trunk/norm1/scale'}),
     (('trunk',), {n for n in SHAPES if n.startswith('trunk')}),
+    (('trunk/*1/s*',), {'trunk/norm1/scale'}),
+    (('*_head/bias',), {'target_head/bias', 'source_head/bias'}),
   ],
 )
 def test_frozen_parameters_keep_every_bit(frozen, still):
@@ -76,6 +78,40 @@ def test_frozen_parameters_keep_every_bit(frozen, still):
     expected = begin[name].astype(np.float32) if name in still else free[name]
     np.testing.assert_array_equal(found[name], expected)
     assert not np.array_equal(free[name], begin[name].astype(np.float32))
+
+
+@pytest.mark.parametrize('decay', [0.0, 0.3])
+def test_adamw_in_float64(decay):
+  tx = optim.adamw(
+    optax.constant_schedule(0.1), momentum=0.8, weight_decay=decay
+  )
+  found = run(tx, 3)
+  for name, w in tree(0).items():
+    m = v = 0.0
+    for i in (1, 2, 3):
+      g = tree(i)[name]
+      m, v = 0.8 * m + 0.2 * g, 0.999 * v + 0.001 * g**2
+      change = m / (1 - 0.8**i) / (np.sqrt(v / (1 - 0.999**i)) + 1e-8)
+      w = w - 0.1 * (change + (0 if 'head/bias' in name else decay) * w)
+    np.testing.assert_allclose(found[name], w, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('rule', [optim.sgd, optim.adamw])
+def test_decay_to_the_start_pulls_the_trunk_back_and_heads_to_nothing(rule):
+  """Without gradients: rate 1 and decay 1 go the whole way at once."""
+  settings = {'momentum': 0.0, 'weight_decay': 1.0, 'to_start': True}
+  tx = rule(optax.constant_schedule(1.0), **settings)
+  state = tx.init(nested(tree(0)))
+  away = nested(tree(1))
+  none = jax.tree.map(jnp.zeros_like, away)
+  change, _ = tx.update(none, state, away)
+  found = optax.apply_updates(away, change)
+  found = traverse_util.flatten_dict(found, sep='/')
+  start, begin = tree(0), tree(1)
+  for name in SHAPES:
+    expected = start[name] if name.startswith('trunk') else 0 * start[name]
+    expected = begin[name] if name.endswith('head/bias') else expected
+    np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_cosine_rises_to_the_rate_and_falls_to_nothing():

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from sjft_jax import selection
+from sjft_jax.errors import UserError
 
 # Three target images, four neighbours each; the last row ends early.
 INDEX = np.array([[5, 2, 9, 0], [2, 5, 7, 1], [9, 3, -1, -1]])
@@ -48,3 +49,27 @@ def test_random_images_are_uniform(seed):
   assert hits[4] == 0
   expected = 400 * 3 / 11
   assert (np.abs(hits[READABLE] - expected) < 4 * expected**0.5).all()
+
+
+# Classes of the twelve source images.
+LABELS = np.array([0, 0, 1, 1, 2, 2, 2, 0, 3, 3, 3, 3])
+IDS = np.array(['t:a', 't:b', 't:c'])
+
+
+def test_classes_with_too_few_selected_images_are_dropped():
+  """By hand: 5 2 9, 2 5 7, 9 3 have labels 2 1 3, 1 2 0, 3 1."""
+  drawn = selection.neighbours(INDEX, np.array([3, 3, 2]), READABLE, 0)
+  kept = selection.common(drawn, LABELS, 2, IDS)
+  assert lists(kept) == [[2], [2], [3]]
+  assert selection.common(drawn, LABELS, 1, IDS) is drawn
+  shared = selection.everything(None, np.ones(3, int), READABLE, 0)
+  kept = selection.common(shared, LABELS, 4, IDS)
+  assert lists(kept) == [[8, 9, 10, 11]] * 3
+
+
+def test_a_target_image_left_without_neighbours_is_named():
+  """By hand: 5, 2 5, 9 3 have labels 2, 1 2, 3 1; only 1 occurs twice."""
+  drawn = selection.neighbours(INDEX, np.array([1, 2, 2]), READABLE, 0)
+  with pytest.raises(UserError, match=r't:a .*least_per_class') as caught:
+    selection.common(drawn, LABELS, 2, IDS)
+  assert '1 target image' in str(caught.value)

@@ -25,6 +25,12 @@ def test_the_shipped_settings_make_sense(config):
     ('train.target_weight', float('nan'), 'at least 0'),
     ('optim.boundaries', ('late',), 'numbers of updates'),
     ('max_bad_fraction', 5.0, 'at most 1'),
+    ('model.averages', 'none', 'target'),
+    ('optim.rule', 'lamb', 'adamw'),
+    ('hardness.views', 'all', 'dense'),
+    ('train.label_smoothing', 1.0, 'below 1'),
+    ('optim.round_factors', (), 'factors'),
+    ('evaluate.scales', (1.0, 0.0), 'factors'),
     ('train.source_batch', 5, r'10 \(train.target_batch\)'),
   ],
 )
@@ -46,6 +52,15 @@ def test_a_warm_up_must_end_before_pretraining_does():
   c = default.get_config()
   c.pretrain.steps = c.pretrain.warmup
   with pytest.raises(UserError, match=r'pretrain\.warmup must be below 20'):
+    settings.check(c)
+
+
+def test_a_cosine_needs_updates_after_its_warm_up():
+  c = default.get_config()
+  c.optim.warmup = c.train.steps
+  settings.check(c)
+  c.optim.schedule = 'cosine'
+  with pytest.raises(UserError, match=r'optim\.warmup must be below 4000'):
     settings.check(c)
 
 

@@ -5,9 +5,9 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import linen as nn
+from flax import traverse_util
 
 from sjft_jax import checkpoints, mesh, optim, train
 from sjft_jax.errors import UserError
@@ -26,19 +26,26 @@ class Linear(nn.Module):
 TRUNKS = {
   'linear': Linear(),
   'resnet': resnet.ResNet((1,), width=1 / 16, stem='small', momentum=0.9),
+  'release': resnet.ResNet((1,), width=1 / 32),
 }
 
 
 @functools.cache
 def compiled(
-  trunk='resnet', devices=1, frozen=(), rate=0.05, unroll=None, decay=1e-4
+  trunk='resnet',
+  devices=1,
+  frozen=(),
+  rate=0.05,
+  scan=None,
+  decay=1e-4,
+  drops=(),
 ):
   """(mesh, variables, optimiser, step) of a tiny network."""
   model = two_heads.TwoHeads(TRUNKS[trunk], target_classes=3, source_classes=5)
   over = mesh.make(jax.devices()[:devices])
-  schedule = optax.constant_schedule(rate)
+  schedule = optim.step_schedule(rate, drops)
   tx = optim.sgd(schedule, frozen=frozen, weight_decay=decay)
-  step = train.make_step(model, tx, schedule, over, unroll=unroll)
+  step = train.make_step(model, tx, schedule, over, scan=scan)
   return over, train.init(model, 0, 8), tx, step
 
 
@@ -87,10 +94,10 @@ def test_eight_devices_are_one():
   assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(states[8]))
 
 
-def test_a_loop_over_micro_batches_is_the_unrolled_program():
+def test_a_loop_inside_the_program_is_the_program_called_again():
   states = [
-    fit(compiled(unroll=unroll), batches(2, m=3, t=4, s=4), 2)
-    for unroll in (True, False)
+    fit(compiled(scan=scan), batches(2, m=3, t=4, s=4), 2)
+    for scan in (True, False)
   ]
   assert_close(*(s.variables for s in states), rtol=1e-4, atol=1e-5)
 
@@ -105,32 +112,92 @@ def test_micro_batches_add_up_to_the_batch():
   assert_close(apart.params, whole.params, rtol=1e-5, atol=1e-7)
 
 
-def test_one_update_is_the_summed_loss_in_float64():
-  """By hand for the linear trunk, batch by batch, Caffe's rule at the end."""
-  what = compiled('linear', decay=0.01)
-  params = jax.tree.map(np.float64, what[1]['params'])
-  kernel = params['trunk']['Dense_0']['kernel']
-  gradient = jax.tree.map(np.zeros_like, params)
-  (batch,) = batches(1)
-  for i, half in itertools.product(range(2), ('target', 'source')):
-    head = params[f'{half}_head']
-    image = batch[f'{half}_image'][i][..., ::-1] - np.array([104.0, 117, 123])
-    x = image.reshape(8, -1) / 1000
-    exp = np.exp(x @ kernel @ head['kernel'] + head['bias'])
-    classes = exp.shape[1]
-    softmax = exp / exp.sum(1, keepdims=True)
-    error = (softmax - np.eye(classes)[batch[f'{half}_label'][i]]) / 8 / 2
-    gradient[f'{half}_head']['bias'] += error.sum(0)
-    gradient[f'{half}_head']['kernel'] += (x @ kernel).T @ error
-    gradient['trunk']['Dense_0']['kernel'] += x.T @ error @ head['kernel'].T
+def test_three_updates_are_caffes_of_the_summed_loss_in_float64():
+  """Across a drop of the rate; the gradient by central differences."""
+  decay, rates = 0.01, (0.05, 0.005, 0.005)
+  what = compiled('release', decay=decay, drops=(1,))
+  data = list(batches(3, t=4, s=4))
+  flat = traverse_util.flatten_dict(what[1]['params'], sep='/')
+  w = {name: np.float64(x) for name, x in flat.items()}
+  v = dict.fromkeys(w, 0.0)
+  for rate, batch in zip(rates, data, strict=True):
+    losses = functools.partial(summed_loss, batch=batch)
+    gradient = central_differences(losses, w)
+    for name, g in gradient.items():
+      head_bias = name.endswith('head/bias')
+      g = g / 2 + (0 if head_bias else decay) * w[name]
+      v[name] = 0.9 * v[name] + rate * (2 if head_bias else 1) * g
+    w = {name: w[name] - v[name] for name in w}
+  found = traverse_util.flatten_dict(fit(what, data, 3).params, sep='/')
+  for name in w:
+    scale = np.abs(w[name]).max()
+    np.testing.assert_allclose(found[name], w[name], rtol=0, atol=1e-5 * scale)
+    assert np.abs(found[name] - flat[name]).max() > 1e-3 * scale
 
-  def updated(path, w, g):
-    bias = path[-1].key == 'bias'
-    return w - 0.05 * (2 * g if bias else g + 0.01 * w)
 
-  expected = jax.tree.map_with_path(updated, params, gradient)
-  found = fit(what, [batch], 1).params
-  assert_close(found, expected, rtol=1e-5, atol=1e-7)
+def summed_loss(w, batch):
+  """Both cross-entropies, summed over the micro-batches, from NumPy alone."""
+  total = 0.0
+  for i in range(len(batch['target_label'])):
+    images = [batch[f'{half}_image'][i] for half in ('target', 'source')]
+    x = np.concatenate(images)[..., ::-1] - np.array([104.0, 117, 123])
+    feature = released_block(w, x)
+    for half, f in zip(('target', 'source'), np.split(feature, 2), strict=True):
+      logits = f @ w[f'{half}_head/kernel'] + w[f'{half}_head/bias']
+      label = batch[f'{half}_label'][i]
+      chosen = np.take_along_axis(logits, label[:, None], 1)[:, 0]
+      total += (np.log(np.exp(logits).sum(1)) - chosen).mean()
+  return total
+
+
+def released_block(w, x):
+  """Stem, pool and one bottleneck of the release, by batch statistics."""
+
+  def act(x, name):
+    x = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5)
+    name = f'trunk/{name}'
+    return np.maximum(x * w[f'{name}/scale'] + w[f'{name}/bias'], 0)
+
+  def conv(x, name, stride=1):
+    kernel = w[f'trunk/{name}/kernel']
+    if kernel.ndim == 2:
+      return x @ kernel
+    side = len(kernel)
+    around = [(0, 0), *[(side // 2,) * 2] * 2, (0, 0)]
+    windows = np.lib.stride_tricks.sliding_window_view(
+      np.pad(x, around), (side, side), (1, 2)
+    )[:, ::stride, ::stride]
+    return np.einsum('nhwiab,abio->nhwo', windows, kernel, optimize=True)
+
+  x = act(conv(x, 'conv1', 2), 'norm1')
+  # 4 x 4 to 2 x 2: the second windows are cut.
+  halves = [x[:, :3], x[:, 2:]]
+  x = np.stack(
+    [
+      np.stack([part.max(1)[:, :3].max(1), part.max(1)[:, 2:].max(1)], 1)
+      for part in halves
+    ],
+    axis=1,
+  )
+  y = act(conv(x, 'res2_0/branch2a'), 'res2_0/norm2a')
+  y = act(conv(y, 'res2_0/branch2b'), 'res2_0/norm2b')
+  x = conv(x, 'res2_0/branch1') + conv(y, 'res2_0/branch2c')
+  return act(x, 'norm5').mean((1, 2))
+
+
+def central_differences(function, w, step=1e-6):
+  gradient = {}
+  for name, value in w.items():
+    slopes = np.empty(value.size)
+    for i in range(value.size):
+      ends = []
+      for sign in (1, -1):
+        moved = value.copy()
+        moved.flat[i] += sign * step
+        ends.append(function(w | {name: moved}))
+      slopes[i] = (ends[0] - ends[1]) / (2 * step)
+    gradient[name] = slopes.reshape(value.shape)
+  return gradient
 
 
 def test_without_a_source_half_its_head_never_changes():
@@ -167,17 +234,29 @@ def test_pretraining_is_the_same_step_without_a_target_half():
   )
 
 
-def test_both_heads_learn_a_few_images_by_heart():
-  (batch,) = batches(1, m=1)
+def test_forty_target_images_and_two_source_classes_are_learnt_by_heart():
+  (batch,) = batches(1, m=1, t=40, s=40)
+  batch['source_label'] %= 2
+  what = compiled(drops=(180,))
   seen = []
-  fit(
-    compiled(),
-    itertools.repeat(batch, 80),
-    80,
+  state = fit(
+    what,
+    itertools.repeat(batch, 240),
+    240,
     write=lambda _, metrics: seen.append(metrics),
   )
   assert seen[-1]['target_accuracy'] == seen[-1]['source_accuracy'] == 1
-  assert seen[-1]['loss'] < 0.1 * seen[0]['loss']
+  assert seen[0]['target_accuracy'] < 0.7
+  # And without the statistics of the batch.
+  model = two_heads.TwoHeads(TRUNKS['resnet'], 3, 5)
+  logits = model.apply(
+    state.variables,
+    batch['target_image'][0],
+    batch['source_image'][0],
+    train=False,
+  )
+  for half, found in zip(('target', 'source'), logits, strict=True):
+    np.testing.assert_array_equal(found.argmax(1), batch[f'{half}_label'][0])
 
 
 def test_resumed_is_uninterrupted(tmp_path):

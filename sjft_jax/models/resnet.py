@@ -36,7 +36,7 @@ def max_pool_ceil(x_nhwc: jax.Array) -> jax.Array:
   Source: Caffe's pooling without padding, as the release has it.
   """
   beyond = tuple((0, 1 - size % 2) for size in x_nhwc.shape[1:3])
-  return nn.max_pool(x_nhwc, (3, 3), (2, 2), padding=beyond)
+  return _max_pool(x_nhwc, beyond)
 
 
 class BatchNorm(nn.Module):
@@ -51,37 +51,43 @@ class BatchNorm(nn.Module):
   Attributes:
     train: normalise by the batch and update the averages.
     momentum: m, what an average keeps at a batch.
+    averaged: the images of the batch that enter the averages; None = all.
 
   Source: Caffe's BatchNorm and Scale layers, eps 1e-5.
   """
 
   train: bool
   momentum: float
+  averaged: slice | None = None
 
   @nn.compact
   def __call__(self, x_nhwc: jax.Array) -> jax.Array:
     """Normalises the last axis; same shape and dtype."""
-    c = x_nhwc.shape[-1]
+    c, dtype = x_nhwc.shape[-1], x_nhwc.dtype
     scale = self.param('scale', nn.initializers.ones, (c,))
     bias = self.param('bias', nn.initializers.zeros, (c,))
     average = functools.partial(self.variable, 'batch_stats')
     mean = average('mean', jnp.zeros, (c,))
     var = average('var', jnp.ones, (c,))
     weight = average('weight', jnp.zeros, ())
-    x_mc = x_nhwc.astype(jnp.float32).reshape(-1, c)
+    x_nhwc = x_nhwc.astype(jnp.float32)
     mean_c, var_c = mean.value, var.value
     if self.train:
-      m = x_mc.shape[0]
-      mean_c = x_mc.mean(axis=0)
-      var_c = jnp.maximum(jnp.square(x_mc).mean(axis=0) - mean_c**2, 0.0)
+      mean_c, var_c = _moments(x_nhwc)
       if not self.is_initializing():
+        some_nhwc, some = x_nhwc, (mean_c, var_c)
+        if self.averaged is not None:
+          some_nhwc = jax.lax.stop_gradient(x_nhwc[self.averaged])
+          some = _moments(some_nhwc)
+        m = some_nhwc.size // c
         weight.value = self.momentum * weight.value + 1.0
-        mean.value += (mean_c - mean.value) / weight.value
-        unbiased_c = var_c * (m / max(m - 1, 1))
+        mean.value += (some[0] - mean.value) / weight.value
+        unbiased_c = some[1] * (m / max(m - 1, 1))
         var.value += (unbiased_c - var.value) / weight.value
     gain_c = scale * jax.lax.rsqrt(var_c + _EPSILON)
-    y_mc = x_mc * gain_c[None] + (bias - mean_c * gain_c)[None]
-    return y_mc.reshape(x_nhwc.shape).astype(x_nhwc.dtype)
+    shift_c = bias - mean_c * gain_c
+    y_nhwc = x_nhwc * _per_channel(gain_c) + _per_channel(shift_c)
+    return y_nhwc.astype(dtype)
 
 
 def max_pool_padded(x_nhwc: jax.Array) -> jax.Array:
@@ -97,7 +103,37 @@ def max_pool_padded(x_nhwc: jax.Array) -> jax.Array:
 
   Source: torchvision's ResNet.
   """
-  return nn.max_pool(x_nhwc, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+  return _max_pool(x_nhwc, ((1, 1), (1, 1)))
+
+
+def _max_pool(x_nhwc, padding):
+  """Maxima of 3 x 3 windows with stride 2, after padding with -inf."""
+  if jax.default_backend() != 'cpu':
+    return nn.max_pool(x_nhwc, (3, 3), (2, 2), padding=padding)
+  # The gradient of XLA's own takes CPUs three to ten times as long.
+  x_nhwc = jnp.pad(x_nhwc, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
+  for axis in (1, 2):
+    last = x_nhwc.shape[axis] - 2
+    first, *others = (
+      jax.lax.slice_in_dim(x_nhwc, i, last + i, stride=2, axis=axis)
+      for i in range(3)
+    )
+    for other in others:
+      first = jnp.where(first >= other, first, other)
+    x_nhwc = first
+  return x_nhwc
+
+
+def _moments(x_nhwc):
+  """Mean and biased variance of every channel."""
+  x_mc = x_nhwc.reshape(-1, x_nhwc.shape[-1])
+  mean_c = x_mc.mean(axis=0)
+  var_c = jnp.maximum(jnp.square(x_mc).mean(axis=0) - mean_c**2, 0.0)
+  return mean_c, var_c
+
+
+def _per_channel(x_c):
+  return x_c[None, None, None]
 
 
 class Bottleneck(nn.Module):
@@ -195,6 +231,8 @@ class ResNet(nn.Module):
       release's; 'v1.5' is what torchvision's and timm's weights need.
     momentum: of batch normalisation's running averages, per micro-batch.
     dtype: of the arithmetic. Parameters and statistics are float32.
+    remat: keep the blocks' sums only, and compute what is within a block again
+      for its gradient.
 
   Source: Ge & Yu, CVPR 2017, the released train_val.prototxt (ResNet-152);
   width 0.5 and ResNet-50 from the paper's ablation.
@@ -206,14 +244,22 @@ class ResNet(nn.Module):
   variant: str = 'caffe'
   momentum: float = 0.999
   dtype: DTypeLike = jnp.float32
+  remat: bool = False
 
   @nn.compact
-  def __call__(self, image_nhwc: jax.Array, train: bool) -> jax.Array:
+  def __call__(
+    self,
+    image_nhwc: jax.Array,
+    train: bool,
+    averaged: slice | None = None,
+  ) -> jax.Array:
     """Returns float32 [n, f], f = 2048 width for four stages.
 
     Args:
       image_nhwc: model input, float32 [n, h, w, 3].
       train: batch statistics if true, else the running averages.
+      averaged: the images that enter the running averages in training; None =
+        all.
     """
     if self.stem not in STEMS:
       raise ValueError(f'One of {sorted(STEMS)}: {self.stem=}.')
@@ -221,7 +267,8 @@ class ResNet(nn.Module):
       raise ValueError(f'One of {sorted(VARIANTS)}: {self.variant=}.')
     side, stride, pool = STEMS[self.stem]
     make_block, max_pool, raw = VARIANTS[self.variant]
-    norm = functools.partial(BatchNorm, train, self.momentum)
+    make_block = nn.remat(make_block) if self.remat else make_block
+    norm = functools.partial(BatchNorm, train, self.momentum, averaged)
     features = round(64 * self.width)
     conv1 = _convolution(features, side, stride, dtype=self.dtype, name='conv1')
     x = nn.relu(norm(name='norm1')(conv1(image_nhwc)))

@@ -8,6 +8,13 @@ from flax import linen as nn
 INPUT = 'BGR, 0..255 minus (104, 117, 123)'
 _MEAN = (104.0, 117.0, 123.0)
 
+# Images of a joint batch whose first t are the target's.
+AVERAGES = {
+  'both': lambda t: None,
+  'target': lambda t: slice(t),
+  'source': lambda t: slice(t, None),
+}
+
 
 def network_input(image_nhwc: jax.Array) -> jax.Array:
   """Images as the trunk wants them.
@@ -34,6 +41,9 @@ class TwoHeads(nn.Module):
     trunk: module of (float32 [n, h, w, 3], train) to a feature [n, f].
     target_classes: outputs of the target classifier.
     source_classes: outputs of the source classifier.
+    averages: which images of a joint batch enter the running averages of
+      batch normalisation: 'target', 'source' or 'both'. Only a trunk that has
+      a third argument, a slice of the images, can take less than both.
 
   Source: Ge & Yu, CVPR 2017, section 3.1; gaussian 0.01 from the release.
   """
@@ -41,6 +51,7 @@ class TwoHeads(nn.Module):
   trunk: nn.Module
   target_classes: int
   source_classes: int
+  averages: str = 'both'
 
   @nn.compact
   def __call__(
@@ -59,8 +70,12 @@ class TwoHeads(nn.Module):
        source logits float32 [s, source_classes]).
     """
     image_nhwc = jnp.concatenate([target_image, source_image])
-    feature_nf = self.trunk(network_input(image_nhwc), train)
-    target_tf, source_sf = jnp.split(feature_nf, [len(target_image)])
+    t = len(target_image)
+    some = ()
+    if self.averages != 'both' and 0 < t < len(image_nhwc):
+      some = (AVERAGES[self.averages](t),)
+    feature_nf = self.trunk(network_input(image_nhwc), train, *some)
+    target_tf, source_sf = jnp.split(feature_nf, [t])
     return (
       self._head(self.target_classes, 'target_head')(target_tf),
       self._head(self.source_classes, 'source_head')(source_sf),

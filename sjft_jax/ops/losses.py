@@ -4,14 +4,18 @@ import jax
 import jax.numpy as jnp
 
 
-def cross_entropy(logits_nc: jax.Array, label_n: jax.Array) -> jax.Array:
+def cross_entropy(
+  logits_nc: jax.Array, label_n: jax.Array, smoothing: float = 0.0
+) -> jax.Array:
   """Mean softmax cross-entropy; 0 over no examples.
 
-  L = -1/n sum_i log softmax(logits_i)[label_i]
+  L = -1/n sum_i (1 - e) log softmax(logits_i)[label_i]
+                 + e/c sum_j log softmax(logits_i)[j]
 
   Args:
     logits_nc: float [n, c].
     label_n: int [n], 0..c-1.
+    smoothing: e, the part of every label that is spread over all classes.
 
   Returns:
     Nats, scalar.
@@ -23,7 +27,10 @@ def cross_entropy(logits_nc: jax.Array, label_n: jax.Array) -> jax.Array:
     raise ValueError(f'A label a row: {logits_nc.shape=}, {label_n.shape=}.')
   log_nc = jax.nn.log_softmax(logits_nc)
   log_n1 = jnp.take_along_axis(log_nc, label_n[:, None], axis=1)
-  return -log_n1.sum() / max(len(label_n), 1)
+  total = -log_n1.sum()
+  if smoothing:
+    total = (1 - smoothing) * total - smoothing * log_nc.mean(axis=1).sum()
+  return total / max(len(label_n), 1)
 
 
 def joint(
@@ -34,6 +41,7 @@ def joint(
   *,
   target_weight: float = 1.0,
   source_weight: float = 1.0,
+  smoothing: float = 0.0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Loss of a joint batch; an empty half adds nothing.
 
@@ -46,6 +54,7 @@ def joint(
     source_label_s: int [s].
     target_weight: 1 in the paper, 0.5 in the release.
     source_weight: as target_weight.
+    smoothing: as in `cross_entropy`, of both halves.
 
   Returns:
     (L, L_target, L_source) in nats, scalars.
@@ -55,6 +64,6 @@ def joint(
 
   Source: Ge & Yu, CVPR 2017, section 3.1.
   """
-  target = cross_entropy(target_logits_tc, target_label_t)
-  source = cross_entropy(source_logits_sc, source_label_s)
+  target = cross_entropy(target_logits_tc, target_label_t, smoothing)
+  source = cross_entropy(source_logits_sc, source_label_s, smoothing)
   return target_weight * target + source_weight * source, target, source

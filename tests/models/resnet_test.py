@@ -82,6 +82,23 @@ def test_max_pool_keeps_the_windows_that_are_cut(size):
   np.testing.assert_array_equal(pooled, pool_padded(x.astype(np.float32)))
 
 
+@pytest.mark.parametrize('pool', [resnet.max_pool_ceil, resnet.max_pool_padded])
+@pytest.mark.parametrize('backend', ['cpu', 'tpu'])
+def test_gradient_of_the_pool_goes_to_each_maximum(monkeypatch, pool, backend):
+  """As it is formulated for either, here on the CPU."""
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  x = np.random.default_rng(0).permutation(2 * 8 * 9 * 3).reshape(2, 8, 9, 3)
+  x = jnp.asarray(x, jnp.float32)
+  y = np.asarray(pool(x))
+  g = np.random.default_rng(1).normal(size=y.shape)
+  (found,) = jax.vjp(pool, x)[1](jnp.asarray(g, jnp.float32))
+  expected = np.zeros(x.shape)
+  # Every value occurs once.
+  for value, slope in zip(y.ravel(), g.ravel(), strict=True):
+    expected[np.asarray(x) == value] += slope
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize('setting', ['stem', 'variant'])
 def test_unknown_stem_or_variant_is_named(setting):
   with pytest.raises(ValueError, match='huge'):
@@ -236,6 +253,47 @@ def test_first_running_averages_are_those_of_the_first_batch():
   rows = np.asarray(x, np.float64).reshape(-1, 2)
   np.testing.assert_allclose(found['mean'], rows.mean(0), rtol=1e-5)
   np.testing.assert_allclose(found['var'], rows.var(0, ddof=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize('some', [slice(2), slice(2, None)])
+def test_running_averages_of_some_images_of_the_batch(some):
+  norm = resnet.BatchNorm(True, 0.9, averaged=some)
+  x = jax.random.normal(jax.random.key(0), (5, 3, 3, 2)) * 3 + 1
+  variables = norm.init(jax.random.key(0), x)
+  y, updated = norm.apply(variables, x, mutable=['batch_stats'])
+  rows = np.asarray(x[some], np.float64).reshape(-1, 2)
+  found = updated['batch_stats']
+  np.testing.assert_allclose(found['mean'], rows.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(found['var'], rows.var(0, ddof=1), rtol=1e-5)
+  # The batch is normalised by all of it.
+  np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-5)
+  np.testing.assert_allclose(y.std((0, 1, 2)), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize('variant', resnet.VARIANTS)
+def test_rematerialisation_changes_nothing(variant):
+  trunk = resnet.ResNet((1,), width=1 / 32, stem='small', variant=variant)
+  variables = random_variables(trunk, 6)
+  image = jax.random.normal(jax.random.key(0), (3, 6, 6, 3))
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def gradient(trunk, params):
+    def loss(params):
+      variables_ = variables | {'params': params}
+      feature, updated = trunk.apply(
+        variables_, image, True, slice(2), mutable=['batch_stats']
+      )
+      return (feature**2).sum(), updated
+
+    return jax.grad(loss, has_aux=True)(params)
+
+  plain = gradient(trunk, variables['params'])
+  again = gradient(trunk.clone(remat=True), variables['params'])
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+    plain,
+    again,
+  )
 
 
 def test_bfloat16_keeps_parameters_and_feature_float32():

@@ -64,6 +64,30 @@ def test_training_normalises_over_both_halves():
   np.testing.assert_allclose(joint, swapped, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+  ('averages', 'part'),
+  [('both', slice(None)), ('target', slice(4)), ('source', slice(4, None))],
+)
+def test_which_half_enters_the_running_averages(averages, part):
+  model, variables = network()
+  model = model.clone(averages=averages)
+  both = images(4, 1), images(3, 2)
+  _, updated = model.apply(variables, *both, True, mutable=['batch_stats'])
+  found = updated['batch_stats']['trunk']['norm1']['mean']
+  x = two_heads.network_input(jnp.concatenate(both)[part])
+  kernel = variables['params']['trunk']['conv1']['kernel']
+  response = jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+  np.testing.assert_allclose(found, response.mean((0, 1, 2)), rtol=1e-4)
+  # A half that is alone is averaged whatever the setting.
+  alone, plain = (
+    m.apply(variables, both[0], both[1][:0], True, mutable=['batch_stats'])[1]
+    for m in (model, model.clone(averages='both'))
+  )
+  jax.tree.map(np.testing.assert_array_equal, alone, plain)
+
+
 def test_heads_begin_small_and_without_bias():
   class Identity(nn.Module):
     def __call__(self, image_nhwc, train):

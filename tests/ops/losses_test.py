@@ -30,6 +30,17 @@ def test_joint_is_the_weighted_sum_in_float64(weights, scale):
   np.testing.assert_allclose(found, [np.dot(weights, parts), *parts], rtol=1e-5)
 
 
+def test_smoothing_spreads_a_part_of_the_label():
+  logits, label = draw(6, 4, 3)
+  smooth = 0.7 * np.eye(4)[label] + 0.3 / 4
+  expected = -(smooth * np.log(float64(logits, label)[1])).sum(1).mean()
+  found = losses.cross_entropy(jnp.asarray(logits), label, 0.3)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  halves = [jnp.asarray(logits), label] * 2
+  both = losses.joint(*halves, smoothing=0.3)
+  np.testing.assert_allclose(both, [2 * expected, expected, expected], 1e-5)
+
+
 def test_gradient_is_the_softmax_less_the_label():
   logits, label = draw(6, 4, 2)
   found = jax.grad(losses.cross_entropy)(jnp.asarray(logits), label)

@@ -247,3 +247,45 @@ def test_a_loss_that_is_not_finite_stops_with_one_line(data, tmp_path):
   done = run(data, tmp_path / 'run', **settings)
   assert done.returncode == 2, done.stderr
   assert 'finite' in done.stderr.splitlines()[-1]
+
+
+def test_the_releases_options_and_an_early_end(data, tmp_path):
+  """K begins at its cap, so that nothing changes after the first round."""
+  workdir = tmp_path / 'run'
+  done = run(
+    data,
+    workdir,
+    **{
+      'max_bad_fraction': 0.05,
+      'pretrain.steps': 0,
+      'budget.initial': 12,
+      'budget.least_per_class': 5,
+      'end_when_settled': True,
+      'weight_fusion': True,
+      'train.by_hardness': True,
+      'train.most_per_label': 2,
+      'hardness.views': 'ten',
+      'evaluate.views': 'dense',
+      'evaluate.scales': '(1.0, 1.5)',
+      'model.averages': 'target',
+    },
+  )
+  assert done.returncode == 0, done.stderr
+  found = results(workdir)
+  assert len(found['rounds']) == 1
+  assert found['rounds'][0]['changed_k'] == 0
+  assert 'After round 0 no K changed' in found['settled']
+  # Of one round, both fusions are that round.
+  for fusion in ('fused', 'weight_fused'):
+    assert found[fusion]['accuracy'] == found['rounds'][0]['accuracy']
+  kept = json.loads((workdir / 'selection/source_classes.json').read_text())
+  assert len(kept) == found['rounds'][0]['classes_selected']['main'] < 10
+  confusion = (workdir / 'rounds/0/confusion.csv').read_text().splitlines()
+  counts = np.array([line.split(',')[1:] for line in confusion[1:]], int)
+  right = counts.trace() / counts.sum()
+  assert right == pytest.approx(found['rounds'][0]['accuracy'])
+  image = next((data / 'test').rglob('*.png'))
+  asked = subprocess.run(
+    **command('predict', '--workdir', workdir, image), check=False
+  )
+  assert asked.returncode == 0, asked.stderr

@@ -4,6 +4,7 @@ Binds the settings to the network, the optimiser and the step. Runs with equal
 settings in one process share what was compiled.
 """
 
+import dataclasses
 import functools
 import pathlib
 import shutil
@@ -17,7 +18,8 @@ from sjft_jax import checkpoints, evaluate, files, metrics, optim, train
 from sjft_jax import mesh as meshes
 from sjft_jax.data import pipelines
 from sjft_jax.errors import UserError
-from sjft_jax.models import pretrained, resnet, two_heads
+from sjft_jax.models import pretrained, resnet, two_heads, weight_files
+from sjft_jax.models.convention import CAFFE, Convention
 
 
 def check(c, mesh):
@@ -75,7 +77,16 @@ class Learner:
       # A head that nothing reaches, where there is no source.
       source_classes=max(source_classes, 1),
       averages=c.model.averages,
+      convention=self._convention(),
     )
+
+  def _convention(self):
+    """What the network is fed: that of its weights, for as long as it lives."""
+    kept = self._workdir / 'input.json'
+    if kept.exists():
+      return Convention(**files.read_json(kept))
+    weights = self._c.model.weights
+    return weight_files.convention(weights) if weights else CAFFE
 
   def start(self, pool, directory, donors=()):
     """The weights of the first round: the trunk as configured, heads fresh.
@@ -96,9 +107,16 @@ class Learner:
   def _begin(self, pool, directory, donors):
     c = self._c
     variables = self.fresh(c.seed)
+    convention = self.network.convention
+    # The weights may be gone when the trained network is asked.
+    files.write_json(
+      self._workdir / 'input.json', dataclasses.asdict(convention)
+    )
     if not c.pretrain.steps:
       weights = c.model.weights
-      return pretrained.load(weights, variables) if weights else variables
+      if not weights:
+        return variables
+      return pretrained.load(weights, variables, convention)
     key = _pretraining_key(c, pool)
     for donor in donors:
       theirs = donor / 'pretrain' / 'key.json'
@@ -110,10 +128,12 @@ class Learner:
       trained = self._pretrain(pool, directory)
       # First, so that whoever finds the trunk finds what it depends on.
       files.write_json(directory / 'key.json', key)
-      pretrained.save(trunk, trained)
+      pretrained.save(
+        trunk, trained, network=c.model.trunk, convention=convention
+      )
       # Only a restart in the middle needs it.
       shutil.rmtree(directory / 'checkpoint')
-    return pretrained.load(trunk, variables)
+    return pretrained.load(trunk, variables, convention)
 
   def _pretrain(self, pool, directory):
     """Variables after training on the source alone."""
@@ -122,7 +142,9 @@ class Learner:
     network = self.network.clone(source_classes=len(pool.classes))
     variables = self.fresh(c.seed, network)
     if self._c.model.weights:
-      variables = pretrained.load(self._c.model.weights, variables)
+      variables = pretrained.load(
+        self._c.model.weights, variables, self.network.convention
+      )
     batches = functools.partial(
       pipelines.joint,
       None,

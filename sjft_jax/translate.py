@@ -4,12 +4,16 @@ A source is recognised by its tensors. What cannot be seen in them, the input
 they want, is known of the source.
 """
 
+import functools
+import re
 from collections.abc import Callable, Mapping
 
+import jax
 import numpy as np
+from flax import traverse_util
 
 from sjft_jax.errors import UserError
-from sjft_jax.models import conv_bank
+from sjft_jax.models import conv_bank, resnet
 from sjft_jax.models.convention import CAFFE, CAFFE_MEAN_IMAGE, TORCHVISION
 from sjft_jax.models.weight_files import HEAD, TRUNK, Weights, misfits
 
@@ -69,6 +73,110 @@ def squeezenet_npz(tensors: Mapping[str, np.ndarray]) -> Weights:
   return _fixed('squeezenet_v1_0', CAFFE, found)
 
 
+def resnet_torch(tensors: Mapping[str, np.ndarray]) -> Weights:
+  """ResNet v1.5 as torchvision and timm name it; with its classifier."""
+  labels = {
+    stage: _labels(tensors, rf'layer{stage - 1}\.(\d+)\.conv1\.weight')
+    for stage in range(2, 6)
+  }
+  table = _conv('conv1', 'conv1.weight') | _torch_norm('norm1', 'bn1')
+  for stage, block, label in _blocks(labels):
+    ours, theirs = f'res{stage}_{block}', f'layer{stage - 1}.{label}'
+    for i, part in enumerate('abc', 1):
+      conv = _conv if part == 'b' else _pointwise
+      table |= conv(f'{ours}/branch2{part}', f'{theirs}.conv{i}.weight')
+      table |= _torch_norm(f'{ours}/norm2{part}', f'{theirs}.bn{i}')
+    if block == 0:
+      table |= _pointwise(f'{ours}/branch1', f'{theirs}.downsample.0.weight')
+      table |= _torch_norm(f'{ours}/norm1', f'{theirs}.downsample.1')
+  head = {
+    f'{HEAD}kernel': ('fc.weight', np.transpose),
+    f'{HEAD}bias': ('fc.bias', _flat),
+  }
+  counters = {k: v for k, v in tensors.items() if 'num_batches_tracked' in k}
+  rest = {k: v for k, v in tensors.items() if k not in counters}
+  found = _apply(table | head, rest)
+  for name in [k for k in found if k.endswith('/mean')]:
+    # What the weight of Caffe's averages settles at.
+    found[f'{name.removesuffix("mean")}weight'] = np.float32(1000)
+  return _trunk(labels, 'v1.5', TORCHVISION, found)
+
+
+def resnet_caffe(tensors: Mapping[str, np.ndarray]) -> Weights:
+  """The release's ResNet with identity mappings; classifiers are left out.
+
+  Caffe keeps averages as sums, beside the factor to divide them by; scale and
+  bias are a layer of their own. The normalisation after a sum is named here
+  after the block that reads the sum.
+
+  Source: the released train_val.prototxt.
+  """
+  labels = {
+    stage: _labels(tensors, rf'res{stage}([a-z]\d*)_branch2a/0')
+    for stage in range(2, 6)
+  }
+  table = _conv('conv1', 'conv1/0')
+  norms = {'norm1': '_conv1'}
+  reader = 'norm5'
+  for stage, block, label in reversed(list(_blocks(labels))):
+    ours, theirs = f'res{stage}_{block}', f'{stage}{label}'
+    norms[reader] = theirs
+    reader = f'{ours}/norm'
+    for part in 'abc':
+      conv = _conv if part == 'b' else _pointwise
+      table |= conv(f'{ours}/branch2{part}', f'res{theirs}_branch2{part}/0')
+      if part != 'c':
+        norms[f'{ours}/norm2{part}'] = f'{theirs}_branch2{part}'
+    if block == 0:
+      table |= _pointwise(f'{ours}/branch1', f'res{theirs}_branch1/0')
+  sums = {}
+  for ours, theirs in norms.items():
+    table |= _vector(f'{_PARAMS}{ours}/scale', f'scale{theirs}/0')
+    table |= _vector(f'{_PARAMS}{ours}/bias', f'scale{theirs}/1')
+    for i, name in enumerate(('mean', 'var', 'weight')):
+      table |= _vector(f'{_STATISTICS}{ours}/{name}', f'bn{theirs}/{i}')
+    sums[f'{_STATISTICS}{ours}/'] = f'bn{theirs}'
+  found = _apply(table, tensors, left_out='fc')
+  for prefix, theirs in sums.items():
+    factor = found[f'{prefix}weight']
+    if factor.shape != (1,) or not factor > 0:
+      raise UserError(f'{theirs} has a factor of {factor}: it saw no images.')
+    for name in ('mean', 'var'):
+      found[prefix + name] = found[prefix + name] / factor
+    found[f'{prefix}weight'] = factor[0]
+  return _trunk(labels, 'caffe', CAFFE, found)
+
+
+def _labels(tensors, pattern):
+  """What the pattern captures, in the order of letters, then of numbers."""
+  found = (re.fullmatch(pattern, name) for name in tensors)
+  return sorted(
+    (match[1] for match in found if match),
+    key=lambda label: (label.rstrip('0123456789'), len(label), label),
+  )
+
+
+def _blocks(labels):
+  """(stage, position, label) of every block, from the input up."""
+  for stage, some in labels.items():
+    for block, label in enumerate(some):
+      yield stage, block, label
+
+
+def _pointwise(name, theirs):
+  """A 1 x 1 convolution is a product here."""
+  return {f'{_PARAMS}{name}/kernel': (theirs, lambda x: _hwio(x)[0, 0])}
+
+
+def _torch_norm(name, theirs):
+  return {
+    **_vector(f'{_PARAMS}{name}/scale', f'{theirs}.weight'),
+    **_vector(f'{_PARAMS}{name}/bias', f'{theirs}.bias'),
+    **_vector(f'{_STATISTICS}{name}/mean', f'{theirs}.running_mean'),
+    **_vector(f'{_STATISTICS}{name}/var', f'{theirs}.running_var'),
+  }
+
+
 def _conv(name, theirs):
   return {f'{_PARAMS}{name}/kernel': (theirs, _hwio)}
 
@@ -108,3 +216,33 @@ def _fixed(network, convention, found):
   if wrong := misfits(trunk, wanted):
     raise UserError(f'This is no {network}: {"; ".join(wrong)}.')
   return Weights(network=network, convention=convention, tensors=found)
+
+
+def _trunk(labels, variant, convention, found):
+  """Weights of a residual trunk of this many blocks."""
+  sizes = tuple(len(some) for some in labels.values())
+  names = {make().stage_sizes: name for name, make in resnet.TRUNKS.items()}
+  if sizes not in names:
+    raise UserError(f'No trunk has {sizes} blocks in its stages.')
+  name = names[sizes]
+  trunk = {k: v for k, v in found.items() if not k.startswith(HEAD)}
+  if wrong := misfits(trunk, _trunk_shapes(name, variant)):
+    raise UserError(f'This is no {name} {variant}: {"; ".join(wrong)}.')
+  return Weights(
+    network=f'{name} {variant}', convention=convention, tensors=found
+  )
+
+
+def _trunk_shapes(name, variant):
+  """{tensor: shape} of a residual trunk."""
+  trunk = resnet.TRUNKS[name](variant=variant)
+  shapes = jax.eval_shape(
+    functools.partial(trunk.init, train=False),
+    jax.random.key(0),
+    jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32),
+  )
+  return {
+    f'{kind}/trunk/{name}': value.shape
+    for kind, tree in shapes.items()
+    for name, value in traverse_util.flatten_dict(tree, sep='/').items()
+  }

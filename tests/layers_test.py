@@ -20,7 +20,9 @@ LAYERS = [
   ['data.bad_images'],
   ['models.convention', 'models.frozen', 'models.weight_files'],
   ['models.alexnet', 'models.squeezenet', 'models.conv_bank'],
-  ['models.resnet', 'models.two_heads', 'models.pretrained', 'translate'],
+  ['models.resnet', 'models.two_heads', 'models.pretrained'],
+  ['formats.caffe_file', 'formats.npz_file', 'formats.torch_file'],
+  ['translate'],
   ['intake', 'describe', 'streams', 'reuse', 'screen', 'exact'],
   ['tables', 'search', 'certificate'],
   ['evaluate', 'train'],
@@ -29,7 +31,7 @@ LAYERS = [
   ['rounds'],
   ['sweep'],
   ['main'],
-  ['predict', 'verify', 'explain'],
+  ['convert', 'predict', 'verify', 'explain'],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 

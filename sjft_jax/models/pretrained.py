@@ -1,4 +1,4 @@
-"""Weights of a trunk as safetensors; a file that does not fit is refused."""
+"""Weights of a trunk in a file; one that does not fit is refused."""
 
 import pathlib
 from collections.abc import Mapping
@@ -6,40 +6,48 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as encode
 
-from sjft_jax import files
 from sjft_jax.errors import UserError
-from sjft_jax.models import two_heads
+from sjft_jax.models import weight_files
+from sjft_jax.models.convention import Convention
 
 
 def save(
   path: str | pathlib.Path,
   variables: Mapping,
-  metadata: Mapping[str, str] | None = None,
+  *,
+  network: str,
+  convention: Convention,
 ) -> None:
   """Writes the trunk's parameters and running averages, without the heads.
 
   Args:
     path: the file; it is there when it is whole.
     variables: 'params' and 'batch_stats' of a `TwoHeads`.
-    metadata: what a reader should know besides the input convention.
+    network: what a reader calls it.
+    convention: the input that it was trained on.
   """
   tensors = {
-    name: np.asarray(value, order='C')
+    name: np.asarray(value)
     for name, value in jax.device_get(_trunk(variables)).items()
   }
-  with files.replacing(path) as file:
-    file.write(encode(tensors, dict(metadata or {}, input=two_heads.INPUT)))
+  weight_files.write(
+    path,
+    weight_files.Weights(
+      network=network, convention=convention, tensors=tensors
+    ),
+  )
 
 
-def load(path: str | pathlib.Path, variables: Mapping) -> dict:
-  """Puts the trunk of a file in place; the heads stay as they are.
+def load(
+  path: str | pathlib.Path, variables: Mapping, convention: Convention
+) -> dict:
+  """Puts the trunk of a file in place; the heads stay freshly initialised.
 
   Args:
-    path: a file written by `save`.
+    path: a file written by `save` or by `sjft_jax.convert`.
     variables: 'params' and 'batch_stats' of a `TwoHeads`.
+    convention: the input that the network is fed.
 
   Returns:
     Variables with the dtypes and shardings of those that came.
@@ -48,31 +56,27 @@ def load(path: str | pathlib.Path, variables: Mapping) -> dict:
     UserError: if the file is not readable, was trained on another input, or
       has other tensors than the trunk; every misfit is named.
   """
-  try:
-    with safe_open(path, 'numpy') as file:
-      convention = (file.metadata() or {}).get('input', 'an unknown input')
-      found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-  except (OSError, SafetensorError) as e:
-    raise UserError(f'No weights can be read from {path}: {e}.') from e
-  if convention != two_heads.INPUT:
+  weights = weight_files.read(path)
+  if weights.convention != convention:
     raise UserError(
-      f'The network is fed {two_heads.INPUT}; the weights in {path} were '
-      f'trained on {convention}. Convert them.'
+      f'The network is fed {convention}; the weights in {path} were trained '
+      f'on {weights.convention}.'
     )
   wanted = _trunk(variables)
-  misfits = [
-    *(f'{name} is missing' for name in wanted if name not in found),
-    *(f'{name} is unexpected' for name in found if name not in wanted),
-    *(
-      f'{name} is {list(found[name].shape)} instead of {list(value.shape)}'
-      for name, value in wanted.items()
-      if name in found and found[name].shape != value.shape
-    ),
-  ]
+  # A classifier of other classes is no use here.
+  found = {
+    name: value
+    for name, value in weights.tensors.items()
+    if not name.startswith(weight_files.HEAD)
+  }
+  misfits = weight_files.misfits(
+    found, {name: value.shape for name, value in wanted.items()}
+  )
   if misfits:
     raise UserError(
-      f'The weights in {path} are of another network: {"; ".join(misfits)}. '
-      'Set model.trunk, model.width and model.stem as they were in training.'
+      f'The weights in {path} are of another network ({weights.network}): '
+      f'{"; ".join(misfits)}. Set model.trunk, model.width and model.stem as '
+      'they were in training.'
     )
   trunk = {
     name: jax.device_put(found[name].astype(value.dtype), value.sharding)
@@ -88,5 +92,5 @@ def _trunk(variables):
   return {
     name: value
     for name, value in flat.items()
-    if name.startswith(('params/trunk/', 'batch_stats/trunk/'))
+    if name.startswith(weight_files.TRUNK)
   }

@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-# What the trunk sees; pretrained weights must have been trained on the same.
-INPUT = 'BGR, 0..255 minus (104, 117, 123)'
-_MEAN = (104.0, 117.0, 123.0)
+from sjft_jax.models.convention import CAFFE, Convention
 
 # Images of a joint batch whose first t are the target's.
 AVERAGES = {
@@ -14,24 +12,6 @@ AVERAGES = {
   'target': lambda t: slice(t),
   'source': lambda t: slice(t, None),
 }
-
-
-def network_input(image_nhwc: jax.Array) -> jax.Array:
-  """Images as the trunk wants them.
-
-  No division: the batch normalisation behind the first convolution makes the
-  network blind to the scale of its input.
-
-  Args:
-    image_nhwc: RGB, uint8 [n, h, w, 3].
-
-  Returns:
-    BGR minus the means of ImageNet, float32 [n, h, w, 3], -123..151.
-
-  Source: the release's data layer, METHOD section 5.
-  """
-  mean = jnp.asarray(_MEAN, jnp.float32)[None, None, None]
-  return image_nhwc[..., ::-1].astype(jnp.float32) - mean
 
 
 class TwoHeads(nn.Module):
@@ -44,6 +24,9 @@ class TwoHeads(nn.Module):
     averages: which images of a joint batch enter the running averages of
       batch normalisation: 'target', 'source' or 'both'. Only a trunk that has
       a third argument, a slice of the images, can take less than both.
+    convention: what the trunk is fed; that of its weights, if it has any. The
+      release's has no division: the batch normalisation behind the first
+      convolution makes the network blind to the scale of its input.
 
   Source: Ge & Yu, CVPR 2017, section 3.1; gaussian 0.01 from the release.
   """
@@ -52,6 +35,7 @@ class TwoHeads(nn.Module):
   target_classes: int
   source_classes: int
   averages: str = 'both'
+  convention: Convention = CAFFE
 
   @nn.compact
   def __call__(
@@ -74,7 +58,7 @@ class TwoHeads(nn.Module):
     some = ()
     if self.averages != 'both' and 0 < t < len(image_nhwc):
       some = (AVERAGES[self.averages](t),)
-    feature_nf = self.trunk(network_input(image_nhwc), train, *some)
+    feature_nf = self.trunk(self.convention(image_nhwc), train, *some)
     target_tf, source_sf = jnp.split(feature_nf, [t])
     return (
       self._head(self.target_classes, 'target_head')(target_tf),

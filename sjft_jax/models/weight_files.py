@@ -65,35 +65,50 @@ def read(path: str | pathlib.Path) -> Weights:
     UserError: if the file is not readable, or does not say what network it is
       of and what input it wants.
   """
+  weights, tensors = _open(path, lambda file: file.keys())
+  return dataclasses.replace(weights, tensors=tensors)
+
+
+def convention(path: str | pathlib.Path) -> Convention:
+  """The input that the weights of a file want; raises as `read`."""
+  return _open(path, lambda file: ())[0].convention
+
+
+def _open(path, names):
+  """(weights without tensors, the tensors of these names)."""
   # That of safetensors does not say which file is absent.
   if not pathlib.Path(path).is_file():
     raise UserError(f'Weights are a file; there is none at {str(path)!r}.')
   try:
     with safe_open(path, 'numpy') as file:
       metadata = dict(file.metadata() or {})
-      tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+      tensors = {name: file.get_tensor(name) for name in names(file)}
   except (OSError, SafetensorError, TypeError) as error:
-    reason = str(error).splitlines()[0]
+    reason = ' '.join(str(error).split())
     raise UserError(
       f'No weights can be read from {path}: {reason}. Files of other programs '
       'are converted first: python -m sjft_jax.convert --help'
     ) from error
-  try:
-    network = metadata.pop('network')
-    convention = Convention.decode(metadata.pop('input'))
-  except KeyError as error:
+  missing = [key for key in ('network', 'input') if key not in metadata]
+  if missing:
     raise UserError(
-      f'The weights in {path} do not say what {error.args[0]} they have. '
+      f'The weights in {path} do not say their {" and ".join(missing)}. '
       'Write them by python -m sjft_jax.convert.'
-    ) from error
+    )
+  try:
+    wanted = Convention.decode(metadata.pop('input'))
   except ValueError as error:
     raise UserError(
       f'The weights in {path} do not say in a known way what input they want: '
       f'{error}. Write them by python -m sjft_jax.convert.'
     ) from error
-  return Weights(
-    network=network, convention=convention, tensors=tensors, origin=metadata
+  weights = Weights(
+    network=metadata.pop('network'),
+    convention=wanted,
+    tensors={},
+    origin=metadata,
   )
+  return weights, tensors
 
 
 def misfits(

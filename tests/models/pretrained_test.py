@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sjft_jax.errors import UserError
-from sjft_jax.models import pretrained, resnet, two_heads
+from sjft_jax.models import pretrained, resnet, two_heads, weight_files
+from sjft_jax.models.convention import CAFFE, TORCHVISION
 
 
 @functools.cache
@@ -25,6 +26,9 @@ def variables(seed, width=0.125):
   )
 
 
+save = functools.partial(pretrained.save, network='resnet', convention=CAFFE)
+
+
 def equal(a, b):
   return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
@@ -32,8 +36,8 @@ def equal(a, b):
 def test_trunk_comes_back_and_heads_stay_fresh(tmp_path):
   path = tmp_path / 'trunk.safetensors'
   saved, fresh = variables(0), variables(1)
-  pretrained.save(path, saved, {'trunk': 'resnet26'})
-  loaded = pretrained.load(path, fresh)
+  save(path, saved)
+  loaded = pretrained.load(path, fresh, CAFFE)
   assert jax.tree.structure(loaded) == jax.tree.structure(fresh)
   assert equal(loaded['params']['trunk'], saved['params']['trunk'])
   assert equal(loaded['batch_stats'], saved['batch_stats'])
@@ -44,14 +48,14 @@ def test_trunk_comes_back_and_heads_stay_fresh(tmp_path):
 
 def test_every_misfit_is_named_in_one_line(tmp_path):
   path = tmp_path / 'trunk.safetensors'
-  pretrained.save(path, variables(0))
+  save(path, variables(0))
   tensors = load_file(path)
   del tensors['params/trunk/norm1/scale']
   tensors['params/trunk/fc/kernel'] = np.zeros(2, np.float32)
   tensors['params/trunk/conv1/kernel'] = np.zeros((7, 7, 3, 8), np.float32)
-  save_file(tensors, path, {'input': two_heads.INPUT})
+  save_file(tensors, path, {'input': CAFFE.encode(), 'network': 'another'})
   with pytest.raises(UserError) as caught:
-    pretrained.load(path, variables(1))
+    pretrained.load(path, variables(1), CAFFE)
   message = str(caught.value)
   assert '\n' not in message
   assert 'params/trunk/norm1/scale is missing' in message
@@ -64,17 +68,44 @@ def test_every_misfit_is_named_in_one_line(tmp_path):
 
 def test_weights_of_another_width_are_refused(tmp_path):
   path = tmp_path / 'trunk.safetensors'
-  pretrained.save(path, variables(0, 0.25))
+  save(path, variables(0, 0.25))
   with pytest.raises(UserError, match=r'model\.width'):
-    pretrained.load(path, variables(1))
+    pretrained.load(path, variables(1), CAFFE)
 
 
 def test_weights_trained_on_another_input_are_refused(tmp_path):
   path = tmp_path / 'trunk.safetensors'
-  pretrained.save(path, variables(0))
-  save_file(load_file(path), path, {'input': 'RGB, 0..1'})
-  with pytest.raises(UserError, match=r'trained on RGB, 0\.\.1'):
-    pretrained.load(path, variables(1))
+  save(path, variables(0), convention=TORCHVISION)
+  assert weight_files.convention(path) == TORCHVISION
+  with pytest.raises(UserError, match=r'is fed BGR, .* trained on RGB, 0\.\.1'):
+    pretrained.load(path, variables(1), CAFFE)
+
+
+@pytest.mark.parametrize(
+  ('metadata', 'match'),
+  [
+    (None, 'do not say their network and input'),
+    ({'network': 'resnet'}, 'do not say their input'),
+    ({'network': 'resnet', 'input': 'RGB'}, 'in a known way'),
+    ({'network': 'resnet', 'input': '[1e999]'}, 'in a known way'),
+  ],
+)
+def test_weights_that_do_not_say_their_input_are_refused(
+  tmp_path, metadata, match
+):
+  path = tmp_path / 'trunk.safetensors'
+  save_file({'params/trunk/conv1/kernel': np.zeros(3)}, path, metadata)
+  with pytest.raises(UserError, match=match):
+    pretrained.load(path, variables(1), CAFFE)
+
+
+def test_a_classifier_that_came_with_the_weights_is_left_out(tmp_path):
+  path = tmp_path / 'trunk.safetensors'
+  save(path, variables(0))
+  tensors = load_file(path) | {'params/head/bias': np.zeros(1000)}
+  save_file(tensors, path, {'input': CAFFE.encode(), 'network': 'resnet'})
+  loaded = pretrained.load(path, variables(1), CAFFE)
+  assert set(loaded['params']) == {'trunk', 'target_head', 'source_head'}
 
 
 @pytest.mark.parametrize('content', [None, b'', b'\x80\x04 no weights'])
@@ -83,5 +114,5 @@ def test_unreadable_file_is_one_line(tmp_path, content):
   if content is not None:
     path.write_bytes(content)
   with pytest.raises(UserError, match=str(path)) as caught:
-    pretrained.load(path, variables(1))
+    pretrained.load(path, variables(1), CAFFE)
   assert '\n' not in str(caught.value)

@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 from sjft_jax.models import resnet, two_heads
+from sjft_jax.models.convention import CAFFE, TORCHVISION
 
 
 @functools.cache
@@ -24,13 +25,6 @@ def images(n, seed):
   return rng.integers(0, 256, (n, 8, 8, 3), np.uint8)
 
 
-def test_input_is_bgr_without_the_means():
-  pixel = np.array([[[[255, 117, 0]]]], np.uint8)
-  found = two_heads.network_input(jnp.asarray(pixel))
-  np.testing.assert_array_equal(found, [[[[-104, 0, 132]]]])
-  assert found.dtype == jnp.float32
-
-
 @pytest.mark.parametrize(('t', 's'), [(4, 4), (4, 0), (0, 4), (2, 3)])
 def test_each_half_goes_to_its_own_head(t, s):
   model, variables = network()
@@ -42,7 +36,7 @@ def test_each_half_goes_to_its_own_head(t, s):
     head = jax.tree.map(np.float64, variables['params'][name])
     feature = model.trunk.apply(
       {kind: tree['trunk'] for kind, tree in variables.items()},
-      two_heads.network_input(jnp.asarray(image)),
+      model.convention(jnp.asarray(image)),
       False,
     )
     assert part.shape == (len(image), len(head['bias']))
@@ -102,3 +96,23 @@ def test_heads_begin_small_and_without_bias():
     assert kernel.shape == (192, classes)
     np.testing.assert_allclose(kernel.std(), 0.01, rtol=0.03)
     np.testing.assert_array_equal(params[name]['bias'], np.zeros(classes))
+
+
+def test_the_trunk_is_fed_what_its_weights_want():
+  class Pixels(nn.Module):
+    """A trunk whose feature is its input."""
+
+    @nn.compact
+    def __call__(self, image_nhwc, train):
+      return image_nhwc.reshape(len(image_nhwc), -1)
+
+  image = np.array([[[[255, 117, 0]]]], np.uint8)
+  eye = {'kernel': np.eye(3, dtype=np.float32), 'bias': np.zeros(3)}
+  variables = {'params': {'target_head': eye, 'source_head': eye}}
+  for convention, expected in (
+    (CAFFE, [-104, 0, 132]),
+    (TORCHVISION, [2.2489, 0.0126, -1.8044]),
+  ):
+    model = two_heads.TwoHeads(Pixels(), 3, 3, convention)
+    logits, _ = model.apply(variables, image, image[:0], train=False)
+    np.testing.assert_allclose(logits, [expected], atol=1e-4)

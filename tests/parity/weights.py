@@ -26,6 +26,28 @@ def random_state(shapes, seed=0):
   return state
 
 
+def random_caffe_state(shapes, seed=0):
+  """As `random_state` for {layer/blob: shape}: averages are sums of images."""
+  state = random_state(
+    {_torch_name(name): shape for name, shape in shapes.items()}, seed
+  )
+  state = dict(zip(shapes, state.values(), strict=True))
+  for name in shapes:
+    if name.startswith('bn') and name.endswith('/2'):
+      factor = np.float32(500 + 100 * state[name])
+      state[name] = factor
+      for blob in '01':
+        state[name[:-1] + blob] = state[name[:-1] + blob] * factor
+  return state
+
+
+def _torch_name(name):
+  """A name by which `random_state` knows what kind of numbers are wanted."""
+  layer, blob = name.split('/')
+  kinds = {'bn': ('running_mean', 'running_var', 'factor')}
+  return f'{layer}.{kinds.get(layer[:2], ("weight", "bias"))[int(blob)]}'
+
+
 def random_image(*shape, seed=0):
   """Noise in blobs of 8 pixels, so that it has low frequencies too; uint8."""
   rng = np.random.RandomState(seed)
@@ -35,10 +57,14 @@ def random_image(*shape, seed=0):
   return (blobs + rng.randint(0, 56, shape)).astype(np.uint8)
 
 
-def fixture_state(fixture, seed=0):
-  """The weights whose names and shapes a fixture holds."""
-  shapes = {
+def fixture_shapes(fixture):
+  """{name: shape} of the weights of a fixture."""
+  return {
     str(name): tuple(map(int, str(shape).split()))
     for name, shape in zip(fixture['names'], fixture['shapes'], strict=True)
   }
-  return random_state(shapes, seed)
+
+
+def fixture_state(fixture, make=random_state):
+  """The weights of a fixture."""
+  return make(fixture_shapes(fixture))

@@ -10,6 +10,7 @@ import pathlib
 import numpy as np
 import torch
 import torchvision
+from torch.nn import functional
 
 from tests.parity import weights
 
@@ -50,12 +51,114 @@ def alexnet():
     # In place, a ReLU would change the responses that are kept.
     x = torch.relu(x) if isinstance(layer, torch.nn.ReLU) else layer(x)
     if isinstance(layer, torch.nn.Conv2d):
-      response = x.permute(0, 2, 3, 1).numpy()
-      found[f'conv{len(found) + 1}'] = response.astype(np.float32)
+      found[f'conv{len(found) + 1}'] = x.permute(0, 2, 3, 1)
   kept = {k: v for k, v in shapes.items() if k.startswith('features.')}
   # The classifier is 56 million numbers, and comes last.
   assert list(shapes)[: len(kept)] == list(kept)
   save('alexnet_torchvision', kept, found)
+
+
+@torch.inference_mode()
+def resnet_torchvision():
+  """Pooled features and logits of ResNet-152."""
+  network, shapes = model(torchvision.models.resnet152)
+  pooled = []
+  network.avgpool.register_forward_hook(
+    lambda module, given, found: pooled.append(found.flatten(1))
+  )
+  logits = network(normalised(weights.random_image(2, 75, 64, 3)))
+  save(
+    'resnet152_torchvision', shapes, {'feature': pooled[0], 'logits': logits}
+  )
+
+
+@torch.inference_mode()
+def resnet_caffe():
+  """Pooled features of the release's network with two blocks a stage."""
+  shapes = {}
+
+  def conv(name, o, i, side=1):
+    shapes[f'{name}/0'] = o, i, side, side
+
+  def norm(name, c):
+    shapes.update(
+      {f'bn{name}/0': (c,), f'bn{name}/1': (c,), f'bn{name}/2': (1,)}
+    )
+    shapes.update({f'scale{name}/0': (c,), f'scale{name}/1': (c,)})
+
+  conv('conv1', 64, 3, 7)
+  norm('_conv1', 64)
+  below = 64
+  for stage in range(2, 6):
+    c = 64 * 2 ** (stage - 2)
+    for label in 'ab':
+      name = f'{stage}{label}'
+      if label == 'a':
+        conv(f'res{name}_branch1', 4 * c, below)
+      conv(f'res{name}_branch2a', c, below)
+      norm(f'{name}_branch2a', c)
+      conv(f'res{name}_branch2b', c, c, 3)
+      norm(f'{name}_branch2b', c)
+      conv(f'res{name}_branch2c', 4 * c, c)
+      norm(name, 4 * c)
+      below = 4 * c
+  state = {
+    name: torch.from_numpy(value).double()
+    for name, value in weights.random_caffe_state(shapes).items()
+  }
+
+  def convolved(x, name, **settings):
+    return functional.conv2d(x, state[f'{name}/0'], **settings)
+
+  def activated(x, name):
+    mean, var, factor = (state[f'bn{name}/{i}'] for i in range(3))
+    scale, bias = (state[f'scale{name}/{i}'] for i in range(2))
+    x = functional.batch_norm(
+      x, mean / factor, var / factor, scale, bias, eps=1e-5
+    )
+    return torch.relu(x)
+
+  image = torch.from_numpy(weights.random_image(2, 75, 64, 3)).double()
+  x = image.flip(-1) - torch.tensor([104.0, 117.0, 123.0])
+  x = convolved(x.permute(0, 3, 1, 2), 'conv1', stride=2, padding=3)
+  x = activated(x, '_conv1')
+  read = functional.max_pool2d(x, 3, 2, ceil_mode=True)
+  for stage in range(2, 6):
+    for label in 'ab':
+      name = f'res{stage}{label}'
+      stride = 2 if stage > 2 and label == 'a' else 1
+      if label == 'a':
+        identity = convolved(read, f'{name}_branch1', stride=stride)
+      x = convolved(read, f'{name}_branch2a', stride=stride)
+      x = activated(x, f'{stage}{label}_branch2a')
+      x = convolved(x, f'{name}_branch2b', padding=1)
+      x = activated(x, f'{stage}{label}_branch2b')
+      identity = identity + convolved(x, f'{name}_branch2c')
+      read = activated(identity, f'{stage}{label}')
+  save('resnet26_caffe', shapes, {'feature': read.mean((2, 3))})
+
+
+def files():
+  """The same tensors in both formats of torch.save, and as NumPy's."""
+  torch.manual_seed(0)
+  state = torch.nn.Sequential(
+    torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+  ).state_dict()
+  state['view'] = torch.randn(4, 6).t()[1:, ::2]
+  state['half'] = torch.randn(3).half()
+  state['brain'] = torch.randn(3).bfloat16()
+  state['none'] = torch.zeros(0, 3)
+  state['parameter'] = torch.nn.Parameter(torch.randn(2, 3))
+  torch.save(state, HERE / 'new.pth')
+  torch.save(
+    {'epoch': 3, 'state_dict': state},
+    HERE / 'old.pth',
+    _use_new_zipfile_serialization=False,
+  )
+  np.savez_compressed(
+    HERE / 'pth.npz',
+    **{name: x.detach().double().numpy() for name, x in state.items()},
+  )
 
 
 def save(name, shapes, outputs):
@@ -64,9 +167,12 @@ def save(name, shapes, outputs):
     HERE / f'{name}.npz',
     names=np.array(list(shapes)),
     shapes=np.array([' '.join(map(str, s)) for s in shapes.values()]),
-    **outputs,
+    **{key: np.float32(value) for key, value in outputs.items()},
   )
 
 
 if __name__ == '__main__':
+  files()
   alexnet()
+  resnet_torchvision()
+  resnet_caffe()

@@ -68,7 +68,7 @@ def test_which_half_enters_the_running_averages(averages, part):
   both = images(4, 1), images(3, 2)
   _, updated = model.apply(variables, *both, True, mutable=['batch_stats'])
   found = updated['batch_stats']['trunk']['norm1']['mean']
-  x = two_heads.network_input(jnp.concatenate(both)[part])
+  x = CAFFE(jnp.concatenate(both)[part])
   kernel = variables['params']['trunk']['conv1']['kernel']
   response = jax.lax.conv_general_dilated(
     x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')

@@ -238,7 +238,9 @@ class Describer:
       yield _block(pending)
 
   def save(self, path):
-    """Writes edges.npz."""
+    """Writes edges.npz, if this is the first process."""
+    if meshes.share()[0]:
+      return
     with files.replacing(path) as file:
       np.savez(
         file,
@@ -284,11 +286,14 @@ def fit(
 ) -> Describer:
   """A describer whose bins follow from the target set's pixels.
 
+  Processes that work together each read a share of the set, and come to the
+  same edges.
+
   Args:
     bank: the filter bank.
     target: data set of the target training images.
     bins: bins per channel.
-    mesh: devices to work on.
+    mesh: this process's devices.
     batch: images at a time, rounded up to a multiple of the device count.
     threads: decoding threads, 0 for one per core.
     binning: 'paper' for bins of equal mass, 'caffe' for the release's rule.
@@ -322,16 +327,25 @@ def fit(
     jax.shard_map(bank.responses, mesh=mesh, in_specs=split, out_specs=split)
   )
 
-  bar = progress.bar(passes * len(target), 'edges')
+  index, count = meshes.share()
+  if len(target) < count:
+    raise UserError(
+      f'Every process reads a share of the images that give the edges: '
+      f'{len(target)} are too few for {count} processes. Start fewer.'
+    )
+  mine = target.subset(np.arange(index, len(target), count))
+  bar = progress.bar(passes * len(mine), 'edges')
 
   def blocks():
-    for part in _sweep(target, describer):
+    for part in _sweep(mine, describer):
       yield responses(meshes.shard(part.image, mesh)), part.valid
       bar.update(int((part.index >= 0).sum()))
 
   try:
     with bar:
-      edges_cb, lower_c, upper_c = streaming_edges(blocks, bins)
+      edges_cb, lower_c, upper_c = streaming_edges(
+        blocks, bins, meshes.over_processes
+      )
   except ValueError as error:
     # Of a bank's responses only those of broken weights are not numbers.
     raise UserError(f'{error} Look at describe.weights and bins.') from error

@@ -8,6 +8,7 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 AXIS = 'data'
@@ -59,6 +60,24 @@ def share() -> tuple[int, int]:
 def own(mesh) -> jax.sharding.Mesh:
   """The mesh of this process's devices alone, for work that is shared out."""
   return make(mesh.local_devices)
+
+
+def over_processes(reduce, value: np.ndarray) -> np.ndarray:
+  """Reduces an array over the processes, each of which gives its own.
+
+  Args:
+    reduce: np.sum or np.max.
+    value: of one shape and dtype in all processes; 64 bits stay whole.
+
+  Returns:
+    The reduced array, the same in every process.
+  """
+  if jax.process_count() == 1:
+    return value
+  value = np.ascontiguousarray(value)
+  # As bytes: JAX would cut 64-bit numbers to 32.
+  every = multihost_utils.process_allgather(value.view(np.uint8))
+  return reduce(np.asarray(every).view(value.dtype), axis=0)
 
 
 def fetch(value) -> np.ndarray:

@@ -106,7 +106,7 @@ def nearest(
   """
   describer = target.describer
   grid = _grid(len(source), len(describer.weight_d), share[1], shard_images)
-  shards = _Shards(directory, grid)
+  shards = _Shards(directory, grid, share)
   target_qd = np.concatenate(
     [block.counts_nd for block in target.blocks(0, len(target), rows)]
   )
@@ -183,17 +183,18 @@ def clear(directory, share):
 class _Shards:
   """The tables of finished shards, in a directory or nowhere.
 
-  The first process to come writes down how the source is divided; a search
-  that goes on with another number of processes keeps to it.
+  The first process writes down how the source is divided; a search that goes
+  on with another number of processes keeps to it.
   """
 
-  def __init__(self, directory, grid):
+  def __init__(self, directory, grid, share):
     self._directory = directory and pathlib.Path(directory)
     self.ranges = grid
     if self._directory:
       path = self._directory / 'shards.json'
-      if not path.exists():
+      if not path.exists() and share[0] == 0:
         files.write_json(path, grid)
+      files.wait_for(path)
       self.ranges = [tuple(shard) for shard in files.read_json(path)]
 
   def _path(self, shard):

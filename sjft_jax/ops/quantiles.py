@@ -112,7 +112,7 @@ def descend(
 def streaming_edges(
   blocks: Callable[[], Iterable[tuple[list[jax.Array], jax.Array]]],
   bins: int,
-  total: Callable[[np.ndarray], np.ndarray] = lambda counts: counts,
+  over_processes: Callable = lambda reduce, value: value,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """`histograms.quantile_edges` of a stream that is read three times.
 
@@ -123,8 +123,8 @@ def streaming_edges(
     blocks: starts the stream anew. It yields the responses of a block of
       images, one float32 array [n, h, w, c] per layer, and valid bool [n].
     bins: bins per channel, at least 2.
-    total: sums an int64 array of counts over processes, where each reads a
-      share of the images.
+    over_processes: function of (np.sum, an array) to the sum over processes,
+      where each reads a share of the images.
 
   Returns:
     Edges float32 [c, bins - 1], lower and upper bound float32 [c], channels of
@@ -142,7 +142,7 @@ def streaming_edges(
     if not layers:
       raise ValueError('Edges need at least one block of responses.')
     for layer in layers:
-      layer.descend(bins, total)
+      layer.descend(bins, over_processes)
   key_cr = np.concatenate([layer.key_cr for layer in layers])
   value_cr = values(key_cr.astype(np.uint32))
   lower_c, upper_c = value_cr[:, 0], value_cr[:, -1]
@@ -163,8 +163,8 @@ class _Layer:
     )
     self.counts = self.counts + np.asarray(counts, np.int64)
 
-  def descend(self, bins, total):
-    counts, self.counts = total(self.counts), 0
+  def descend(self, bins, over_processes):
+    counts, self.counts = over_processes(np.sum, self.counts), 0
     digits = 2 ** LEVELS[len(self.tables)]
     if not self.tables:
       self._start(counts.reshape(-1, digits), bins)

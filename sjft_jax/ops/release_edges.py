@@ -19,8 +19,7 @@ PASSES = 2
 def streaming_edges(
   blocks: Callable[[], Iterable[tuple[list[jax.Array], jax.Array]]],
   bins: int,
-  total: Callable[[np.ndarray], np.ndarray] = lambda counts: counts,
-  greatest: Callable[[np.ndarray], np.ndarray] = lambda value: value,
+  over_processes: Callable = lambda reduce, value: value,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """The release's edges of a stream that is read twice.
 
@@ -33,9 +32,8 @@ def streaming_edges(
     blocks: starts the stream anew. It yields the responses of a block of
       images, one float32 array [n, h, w, c] per map, and valid bool [n].
     bins: bins per channel, at least 2.
-    total: sums an int64 array of counts over processes, where each reads a
-      share of the images.
-    greatest: the maximum over processes of a float32 array.
+    over_processes: function of (np.sum or np.max, an array) to the reduction
+      over processes, where each reads a share of the images.
 
   Returns:
     Edges float32 [c, bins - 1], lower and upper bound float32 [c], channels of
@@ -52,7 +50,7 @@ def streaming_edges(
     extremes = found if extremes is None else np.maximum(extremes, found)
   if extremes is None:
     raise ValueError('Edges need at least one block of responses.')
-  extremes = greatest(extremes)
+  extremes = over_processes(np.max, extremes)
   if np.isnan(extremes).any():
     raise ValueError('Edges need numbers: some responses are NaN.')
   if (extremes == -np.inf).all():
@@ -67,7 +65,7 @@ def streaming_edges(
       for r, start in zip(maps, first, strict=False)
     ]
     counts_ch = counts_ch + np.concatenate(parts).astype(np.int64)
-  counts_ch = total(counts_ch)
+  counts_ch = over_processes(np.sum, counts_ch)
   # Maps of different sizes have different counts.
   edges_cb = np.concatenate(
     [

@@ -86,7 +86,9 @@ def test_shares_of_processes_and_devices_add_up():
   )
   # The other process holds the same images, so that every count doubles.
   doubled = quantiles.streaming_edges(
-    _stream([response], valid, (16,)), 5, total=lambda counts: 2 * counts
+    _stream([response], valid, (16,)),
+    5,
+    lambda reduce, counts: reduce([counts, counts], axis=0),
   )
   twice = np.concatenate([response, response]).reshape(-1, 3).T
   np.testing.assert_array_equal(over_devices[0], whole[0])

@@ -33,6 +33,18 @@ def get_config():
   c.target.per_class = 0  # training images drawn of each class; 0 = all
   c.source = ConfigDict(dict(main=source()))
 
+  # Source images that repeat target test images are withheld: pictures whose
+  # fingerprints' product is above `screen` are compared, and are the same if
+  # the correlation of their fine detail is above `confirm`.
+  c.guard = ConfigDict()
+  c.guard.enabled = True
+  c.guard.withhold_train = False  # also those that repeat training images
+  c.guard.screen = (
+    0.7  # fingerprints' product above which pictures are compared
+  )
+  c.guard.confirm = 0.6  # fine detail's correlation above which they are one
+  c.guard.cache = ''  # directory of hash tables; '' = ~/.cache/sjft_jax
+
   # Low-level descriptors.
   c.describe = ConfigDict()
   c.describe.bank = 'gabor'  # gabor or conv

@@ -209,6 +209,7 @@ def _run(workdir, target, source) -> dict:
     'settings': list(_flat(config)),
     'certificate': list(_flat(certificate)),
     'bad': [row.values() for row in _csv(workdir / 'bad_images.csv')],
+    'guard': _guard(workdir, results),
   }
   pairs = workdir / 'selection' / 'neighbours.parquet'
   # A random selection searches too, for its size, but draws from elsewhere.
@@ -450,6 +451,32 @@ def _hardest(path, next_k_q, target) -> dict:
     )
   wrong = int(np.count_nonzero(~right))
   return {'cards': cards, 'wrong': wrong, 'images': len(ids)}
+
+
+def _guard(workdir, results) -> dict | None:
+  """Test images found in the source; None where nothing was looked for."""
+  found = results.get('guard')
+  if not found:
+    return None
+  rows = _csv(workdir / 'guard' / 'quarantine.csv')
+  pairs = []
+  for path in sorted((workdir / 'guard' / 'pairs').glob('*.jpg')):
+    data = base64.b64encode(path.read_bytes()).decode()
+    uri = f'data:image/jpeg;base64,{data}'
+    pairs.append(rows[int(path.stem)] | {'uri': uri})
+  head = ['Round', 'All test images, %', 'Without those in the source, %']
+  both = zip(
+    found['mean_class_accuracy'],
+    found['mean_class_accuracy_without_exposed'],
+    strict=True,
+  )
+  table = [[str(m), *map(_percent, values)] for m, values in enumerate(both)]
+  return found | {
+    'pairs': pairs,
+    'accuracy': _table([head, *table])
+    if found['test_images_exposed']
+    else None,
+  }
 
 
 def _seconds(results) -> list[tuple[str, str, float]]:

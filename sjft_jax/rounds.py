@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from sjft_jax import (
   evaluate,
   files,
+  guard,
   intake,
   learn,
   report,
@@ -47,6 +48,8 @@ def run(c, workdir, mesh, donors=()):
   with clock('check images'):
     target, test, pool = intake.load(c, workdir)
   _check(c, target, mesh)
+  with clock('guard'):
+    pool = guard.withhold(c, target, test, pool, workdir, donors)
   with clock('search'):
     candidates, drawable = selection.stage(
       c, target, pool, workdir, mesh, donors
@@ -55,6 +58,7 @@ def run(c, workdir, mesh, donors=()):
   learner = learn.Learner(c, len(target.classes), source_classes, mesh, workdir)
   weights = None
   if c.rounds:
+    guard.require(workdir, target, test, pool)
     with clock('pretrain'):
       weights = learner.start(pool, workdir / 'pretrain', donors)
   budget_q = np.full(len(target), c.budget.initial)
@@ -87,6 +91,7 @@ def run(c, workdir, mesh, donors=()):
     results |= _fusions(c, learner, workdir, summaries, tests, test)
   else:
     results['selection'] = _borrowed(pool, candidates(budget_q))
+  results['guard'] = guard.exposure(workdir, test, tests)
   files.write_json(workdir / 'results.json', results | workdirs.provenance())
   report.write_run(workdir, target, pool)
   return results

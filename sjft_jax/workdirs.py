@@ -15,6 +15,7 @@ from sjft_jax.errors import UserError
 FREE = frozenset(
   {
     'threads',
+    'guard.cache',
     'max_bad_fraction',
     'search.cache',
     'search.rank',

@@ -522,3 +522,54 @@ def test_a_gain_is_claimed_only_above_zero(comparison, interval, verdict):
   line = report.summary_table(comparison).splitlines()
   row = next(text for text in line if text.startswith('random'))
   assert f'  {verdict}' in row
+
+
+# ------------------------------------------------------------- the guard
+
+
+def with_guard(workdir, target, pool, **changes):
+  """A run whose source held two test images, the second with a nasty name."""
+  make_run(workdir, target, pool)
+  results = json.loads((workdir / 'results.json').read_text())
+  results['guard'] = {
+    'checked': True,
+    'test_images': 9,
+    'test_images_exposed': 2,
+    'train_images_repeated': 1,
+    'source_images_withheld': 2,
+    'weights_not_checked': ['trunk.npz'],
+    'mean_class_accuracy': [0.61234, 0.71234],
+    'mean_class_accuracy_without_exposed': [0.5, None],
+  } | changes
+  write_json(workdir / 'results.json', results)
+  pairs = workdir / 'guard' / 'pairs'
+  pairs.mkdir(parents=True)
+  with open(workdir / 'guard' / 'quarantine.csv', 'w', newline='') as file:
+    writer = csv.writer(file)
+    writer.writerow(['source_id', 'target_id', 'tests', 'similarity'])
+    writer.writerow(['a:1', 'target:test/1', 'bytes+picture', '0.9876'])
+    writer.writerow(['a:2', f'target:test/{NASTY}', 'name', ''])
+  for row in (0, 1):
+    (pairs / f'{row:06d}.jpg').write_bytes(b'picture %d' % row)
+  return Page(report.write_run(workdir, target, pool))
+
+
+def test_withheld_pairs_and_both_accuracies_are_shown(tmp_path, target, pool):
+  page = with_guard(tmp_path / 'run', target, pool)
+  assert '2 of the 9 test images are in the source' in page.text
+  assert 'trunk.npz' in page.text
+  assert 'by bytes, picture, similarity 0.9876' in page.text
+  assert NASTY in page.text
+  assert ['0', '61.2', '50.0'] in page.cells
+  assert ['1', '71.2', '\N{EN DASH}'] in page.cells
+  shown = [i['src'] for i in page.all('img') if i.get('class') == 'pair']
+  data = [base64.b64decode(uri.partition(',')[2]) for uri in shown]
+  assert data == [b'picture 0', b'picture 1']
+
+
+def test_a_guard_switched_off_is_not_called_clean(tmp_path, target, pool):
+  page = with_guard(
+    tmp_path / 'run', target, pool, checked=False, test_images_exposed=0
+  )
+  assert 'Nobody looked' in page.text
+  assert 'None of the' not in page.text

@@ -111,6 +111,8 @@ def test_a_run_leaves_what_the_readme_says(finished):
     'config.json',
     'data.json',
     'bad_images.csv',
+    'guard/quarantine.csv',
+    'guard/record.json',
     'selection/edges.npz',
     'selection/neighbours.parquet',
     'selection/certificate.json',

@@ -10,6 +10,7 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -97,7 +98,7 @@ def sweep(
 
   shape = cut(np.zeros((resize, resize, 3), np.uint8), crop).shape
 
-  for images in _batched(_each(dataset, load, threads, start, stop), batch):
+  for images in _batched(each(dataset, load, threads, start, stop), batch):
     block = Block(
       index=np.full(batch, -1, np.int64),
       image=np.zeros((batch, *shape), np.uint8),
@@ -132,11 +133,28 @@ def find_bad(
       return i, str(e)
     return i, None
 
-  return _each(dataset, check, threads)
+  return each(dataset, check, threads)
 
 
-def _each(dataset, function, threads, start=0, stop=None) -> Iterator:
-  """Applies function to the positions start..stop, in threads, in order."""
+def each(
+  dataset: datasets.Dataset,
+  function: Callable[[int], Any],
+  threads: int,
+  start: int = 0,
+  stop: int | None = None,
+) -> Iterator:
+  """Applies a function to positions of a set, in threads.
+
+  Args:
+    dataset: the images.
+    function: position -> anything; called in threads.
+    threads: how many; 0 = one per CPU.
+    start: first position.
+    stop: position to stop before; None = all.
+
+  Yields:
+    The results, in order; a bounded number is made ahead.
+  """
   stop = len(dataset) if stop is None else stop
   positions = grain.MapDataset.range(start, stop).map(function)
   chunks = positions.batch(_CHUNK, batch_fn=list)

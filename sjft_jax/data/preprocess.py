@@ -146,12 +146,17 @@ _FORMATS: tuple[tuple[str, re.Pattern, Callable[[bytes], _Header]], ...] = (
 )
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode(
+  data: bytes, max_pixels: int = MAX_PIXELS, least: int | None = None
+) -> np.ndarray:
   """Decodes JPEG, PNG, GIF, WebP, BMP, TIFF or PNM, whatever its file's name.
 
   Args:
     data: a whole encoded file.
     max_pixels: the most pixels that are decoded; read from the header.
+    least: if given, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, whichever
+      is the smallest that leaves both sides at least so many pixels. Faster;
+      the pixels are not quite those of a resize of the whole.
 
   Returns:
     RGB, uint8 [h, w, 3], values 0..255.
@@ -161,6 +166,52 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
       too large. Damage inside a JPEG's or WebP's compressed pixels that leaves
       its structure whole goes unnoticed, as in every decoder.
   """
+  name, header = _inspect(data, max_pixels)
+  if header.alpha:
+    image = _opencv(header.data, cv2.IMREAD_UNCHANGED, name)
+    if image.ndim == 3 and image.shape[2] == 4:
+      return _over_white(image)
+  by = _reduction(name, header, least)
+  if by == 1:
+    return _opencv(header.data, cv2.IMREAD_COLOR_RGB, name)
+  image = _opencv(header.data, _REDUCED_COLOR[by], name)
+  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def decode_grey(
+  data: bytes, max_pixels: int = MAX_PIXELS, least: int | None = None
+) -> np.ndarray:
+  """As `decode`, but the luminance: uint8 [h, w], values 0..255."""
+  name, header = _inspect(data, max_pixels)
+  if name != 'JPEG':
+    return cv2.cvtColor(decode(data, max_pixels), cv2.COLOR_RGB2GRAY)
+  # A JPEG holds it as it is.
+  by = _reduction(name, header, least)
+  return _opencv(header.data, _REDUCED_GREY[by], name)
+
+
+_REDUCED_COLOR = {
+  2: cv2.IMREAD_REDUCED_COLOR_2,
+  4: cv2.IMREAD_REDUCED_COLOR_4,
+  8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+_REDUCED_GREY = {
+  1: cv2.IMREAD_GRAYSCALE,
+  2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+  4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+  8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+
+
+def _reduction(name: str, header: _Header, least: int | None) -> int:
+  if name != 'JPEG' or not least:
+    return 1
+  room = min(header.width, header.height) // least
+  return max(by for by in (1, 2, 4, 8) if by == 1 or by <= room)
+
+
+def _inspect(data: bytes, max_pixels: int) -> tuple[str, _Header]:
+  """Format and header of a file that a decoder may be given."""
   if not data:
     raise BadImage('empty file')
   known = next((row for row in _FORMATS if row[1].match(data)), None)
@@ -175,11 +226,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     raise BadImage(
       f'{header.width} x {header.height} pixels, more than {max_pixels}'
     )
-  if header.alpha:
-    image = _opencv(header.data, cv2.IMREAD_UNCHANGED, name)
-    if image.ndim == 3 and image.shape[2] == 4:
-      return _over_white(image)
-  return _opencv(header.data, cv2.IMREAD_COLOR_RGB, name)
+  return name, header
 
 
 def _opencv(data: bytes, flags: int, name: str) -> np.ndarray:

@@ -1,0 +1,152 @@
+"""Hash tables of image sets: of every file its SHA-256 and its fingerprints.
+
+A table is a directory of parts, one for every PART images, each whole or
+absent: a killed run goes on with the next part, and another target finds the
+table finished. Reading takes one part at a time, so that memory does not grow
+with the set.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from sjft_jax import files, progress
+from sjft_jax.data import datasets, fingerprints, pipelines, preprocess
+
+PART = 16384  # images
+FORMAT = 1  # of the parts; another one where a fingerprint changes its meaning
+_PROBES = 32
+_UNREADABLE = bytes(32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+  """The hashes of consecutive images.
+
+  Attributes:
+    start: position of the first image.
+    sha256: uint8 [n, 32]; zero where a file cannot be read.
+    fingerprint: int8 [f, fingerprints.SIZE]: none for a bad, small or flat
+      picture, two for one with a border.
+    owner: position of each fingerprint's image, int64 [f], ascending.
+    region: which of `fingerprints.regions` it is of, int8 [f].
+  """
+
+  start: int
+  sha256: np.ndarray
+  fingerprint: np.ndarray
+  owner: np.ndarray
+  region: np.ndarray
+
+
+def table(
+  dataset: datasets.Dataset,
+  start: int,
+  stop: int,
+  cache: pathlib.Path,
+  threads: int,
+) -> Iterator[Part]:
+  """Yields the hashes of a range of a set, computed or as they were stored.
+
+  Args:
+    dataset: the images.
+    start: first position: of a source, where the set is a pool.
+    stop: position to stop before.
+    cache: directory of all tables.
+    threads: that decode; 0 = one per CPU.
+
+  Yields:
+    The parts, in order.
+  """
+  name = re.sub(r'\W+', '_', str(dataset.ids[start]).partition(':')[0])
+  directory = cache / f'{name}-{_key(dataset, start, stop)[:24]}-{FORMAT}'
+  if not _holds(directory, dataset, start, stop):
+    for stored in directory.glob('*.npz'):
+      stored.unlink()
+  with progress.bar(stop - start, f'hash {name}') as bar:
+    for first in range(start, stop, PART):
+      last = min(first + PART, stop)
+      path = directory / f'{first - start:09d}.npz'
+      if not path.exists():
+        part = hash_range(dataset, first, last, threads, bar)
+        fields = vars(part) | {'owner': part.owner - first}
+        with files.replacing(path) as file:
+          np.savez(file, **{k: v for k, v in fields.items() if k != 'start'})
+      bar.update(last - start - bar.n)
+      yield _read(path, first)
+
+
+def hash_range(dataset, start, stop, threads, bar) -> Part:
+  """The hashes of the images start..stop; moves the bar on."""
+  sha256, prints, owner, region = [], [], [], []
+
+  def one(i: int):
+    try:
+      data = dataset.read(i)
+    except OSError:
+      return _UNREADABLE, []
+    digest = hashlib.sha256(data).digest()
+    try:
+      found = fingerprints.regions(fingerprints.decode(data))
+    except preprocess.BadImage:
+      return digest, []
+    return digest, [fingerprints.fingerprint(r) for r in found]
+
+  rows = pipelines.each(dataset, one, threads, start, stop)
+  for i, (digest, found) in enumerate(rows, start):
+    sha256.append(digest)
+    prints += found
+    owner += [i] * len(found)
+    region += range(len(found))
+    bar.update()
+  return Part(
+    start=start,
+    sha256=np.frombuffer(b''.join(sha256), np.uint8).reshape(-1, 32),
+    fingerprint=np.reshape(prints, (-1, fingerprints.SIZE)).astype(np.int8),
+    owner=np.array(owner, np.int64),
+    region=np.array(region, np.int8),
+  )
+
+
+def sha256_of(dataset: datasets.Dataset, i: int) -> bytes:
+  """SHA-256 of a file, 32 bytes; zeros where it cannot be read."""
+  try:
+    return hashlib.sha256(dataset.read(i)).digest()
+  except OSError:
+    return _UNREADABLE
+
+
+def _read(path: pathlib.Path, start: int) -> Part:
+  with np.load(path, allow_pickle=False) as stored:
+    fields = {name: stored[name] for name in stored.files}
+  fields['owner'] = fields['owner'] + start
+  return Part(start=start, **fields)
+
+
+def _key(dataset, start, stop) -> str:
+  """Digest of names and sizes, whatever the run calls the set."""
+  sha = hashlib.sha256()
+  for name in dataset.ids[start:stop]:
+    sha.update(name.partition(':')[2].encode() + b'\0')
+  sha.update(dataset.sizes[start:stop].astype('<i8').tobytes())
+  return sha.hexdigest()
+
+
+def _holds(directory, dataset, start, stop) -> bool:
+  """Whether what is stored is of these files: names and sizes may be equal."""
+  probed = np.linspace(start, stop - 1, _PROBES).astype(int)
+  for first in range(start, stop, PART):
+    path = directory / f'{first - start:09d}.npz'
+    mine = probed[(probed >= first) & (probed < first + PART)]
+    if not len(mine) or not path.exists():
+      continue
+    with np.load(path, allow_pickle=False) as stored:
+      sha256 = stored['sha256']
+    for i in np.unique(mine):
+      if sha256[i - first].tobytes() != sha256_of(dataset, int(i)):
+        return False
+  return True

@@ -1,0 +1,284 @@
+"""The leakage guard: target test images must not be learnt from the source.
+
+Before anything is searched, the whole source is held against the target. What
+repeats a test image is withheld from all that follows; what repeats a training
+image is listed apart.
+"""
+
+import collections
+import contextlib
+import csv
+import os
+import pathlib
+import shutil
+
+import cv2
+import numpy as np
+
+from sjft_jax import evaluate, files, repeats
+from sjft_jax.data import preprocess
+from sjft_jax.errors import UserError
+
+_SHOWN = 24  # pairs
+_SHOWN_SIDE = 128  # pixels
+# What results.json repeats of the record.
+_COUNTS = (
+  'checked',
+  'test_images',
+  'test_images_exposed',
+  'train_images_repeated',
+  'source_images_withheld',
+  'source_images_withheld_by',
+  'weights_not_checked',
+)
+
+
+def withhold(c, train, test, pool, workdir, donors=()):
+  """The source pool without the images that repeat a target test image.
+
+  Leaves guard/ in the directory of the run: record.json; quarantine.csv, the
+  source images that repeat test images; repeats.csv, those that repeat
+  training images, withheld only if `guard.withhold_train`; pairs/, pictures of
+  some rows of quarantine.csv, named by row.
+
+  Args:
+    c: every setting; `guard` and `threads` are read.
+    train: target training images.
+    test: target test images.
+    pool: the source, or None.
+    workdir: directory of the run.
+    donors: directories of runs whose finished check is taken over where data
+      and settings are the same.
+
+  Returns:
+    The pool without them; None if there is none.
+
+  Raises:
+    UserError: if the directory holds the check of other data sets.
+  """
+  if pool is None:
+    return None
+  directory = pathlib.Path(workdir) / 'guard'
+  key = {
+    'target': train.digest + test.digest,
+    'source': pool.digest,
+    'settings': {k: v for k, v in c.guard.items() if k != 'cache'},
+  }
+  for donor in (pathlib.Path(d) / 'guard' for d in donors):
+    if not directory.exists() and _record(donor).get('key') == key:
+      with files.building(directory) as beside:
+        shutil.copytree(donor, beside)
+  if not directory.exists():
+    with files.building(directory) as beside:
+      _check(c, train, test, pool, beside, key)
+  record = _record(directory)
+  if record.get('key') != key:
+    raise UserError(
+      f'{directory} holds the check of other images or settings than these. '
+      'Choose another --workdir.'
+    )
+  if record['test_images_exposed']:
+    print(
+      f'{record["test_images_exposed"]} of {len(test)} test images are in the '
+      f'source: {record["source_images_withheld"]} source images are withheld, '
+      f'listed in {directory / "quarantine.csv"}.',
+      flush=True,
+    )
+  return _without(pool, _withheld(c, directory))
+
+
+def require(workdir, train, test, pool):
+  """Refuses to go on without a record of the guard for exactly these sets.
+
+  Args:
+    workdir: directory of the run.
+    train: target training images.
+    test: target test images.
+    pool: what `withhold` returned.
+
+  Raises:
+    UserError: if there is none.
+  """
+  if pool is None:
+    return
+  path = pathlib.Path(workdir) / 'guard' / 'record.json'
+  record = _record(path.parent)
+  ours = train.digest + test.digest, pool.digest
+  if (record.get('key', {}).get('target'), record.get('remaining')) != ours:
+    raise UserError(
+      'Training needs a record that this source was checked against these '
+      f'target images; {path} {"is of others" if record else "is missing"}. '
+      'Choose another --workdir.'
+    )
+
+
+def exposure(workdir, test, posteriors) -> dict:
+  """What results.json says of the guard.
+
+  Args:
+    workdir: directory of the run.
+    test: target test images.
+    posteriors: class probabilities of the test images after each round, float
+      [n, classes] each.
+
+  Returns:
+    Counts, and the mean class accuracy of each round on all test images and
+    without those that are in the source; {} where no source was used.
+  """
+  record = _record(pathlib.Path(workdir) / 'guard')
+  if not record:
+    return {}
+  clean = np.flatnonzero(~np.isin(test.ids, record['exposed']))
+
+  def accuracy(posterior_nc, index):
+    if not len(index):
+      return None
+    return evaluate.mean_class_accuracy(posterior_nc[index], test.labels[index])
+
+  everything = np.arange(len(test))
+  found = {k: record[k] for k in _COUNTS} | {
+    'mean_class_accuracy': [accuracy(p, everything) for p in posteriors],
+    'mean_class_accuracy_without_exposed': [
+      accuracy(p, clean) for p in posteriors
+    ],
+  }
+  if len(posteriors) > 1:
+    fused = evaluate.fuse(posteriors)
+    found['fused_without_exposed'] = accuracy(fused, clean)
+  return found
+
+
+def cache_directory(setting) -> pathlib.Path:
+  """Where hash tables are kept: the setting, or the user's cache."""
+  if setting:
+    return pathlib.Path(setting).expanduser()
+  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return pathlib.Path(home).expanduser() / 'sjft_jax'
+
+
+def _record(directory) -> dict:
+  path = pathlib.Path(directory) / 'record.json'
+  return files.read_json(path) if path.exists() else {}
+
+
+def _withheld(c, directory) -> list[str]:
+  names = ['quarantine.csv', *['repeats.csv'] * c.guard.withhold_train]
+  ids = set()
+  for name in names:
+    with open(directory / name, newline='', encoding='utf-8') as file:
+      ids |= {row['source_id'] for row in csv.DictReader(file)}
+  return sorted(ids)
+
+
+def _without(pool, ids):
+  return pool.subset(np.flatnonzero(~np.isin(pool.ids, ids))) if ids else pool
+
+
+# --- The check ----------------------------------------------------------------
+
+
+def _check(c, train, test, pool, directory, key):
+  """Compares and writes all files."""
+  directory.mkdir(parents=True)
+  by_part, counts = {'repeats': [], 'quarantine': []}, {}
+  if c.guard.enabled:
+    by_part, counts = _find(c, train, test, pool)
+  for name, dataset in (('repeats', train), ('quarantine', test)):
+    _write(directory / f'{name}.csv', by_part[name], dataset, pool)
+  leaks = by_part['quarantine']
+  _draw_pairs(directory / 'pairs', leaks, test, pool)
+  withheld = _withheld(c, directory)
+  exposed = sorted({str(test.ids[leak.target]) for leak in leaks})
+  files.write_json(
+    directory / 'record.json',
+    {
+      'checked': c.guard.enabled,
+      'key': key,
+      'remaining': _without(pool, withheld).digest,
+      'test_images': len(test),
+      'test_images_exposed': len(exposed),
+      'train_images': len(train),
+      'train_images_repeated': len({r.target for r in by_part['repeats']}),
+      'source_images': len(pool),
+      'source_images_withheld': len(withheld),
+      'source_images_withheld_by': {
+        name: len({leak.source for leak in leaks if name in leak.tests})
+        for name in repeats.TESTS
+      },
+      # What they were trained on is not known here.
+      'weights_not_checked': [
+        path for path in (c.model.weights, c.describe.weights) if path
+      ],
+      **counts,
+      'exposed': exposed,
+    },
+  )
+
+
+def _find(c, train, test, pool):
+  """({'repeats': of train, 'quarantine': of test}, counts of every source)."""
+  targets = {
+    'repeats': repeats.Target(train, c.threads, 'hash target'),
+    'quarantine': repeats.Target(test, c.threads, 'hash target test'),
+  }
+  found, counts = collections.defaultdict(list), {}
+  stop = np.searchsorted(pool.source, np.arange(len(pool.sources)), 'right')
+  for part, target in targets.items():
+    counts[part] = {'target_images_without_fingerprint': target.without}
+    for name, first, last in zip(
+      pool.sources, [0, *stop[:-1]], stop, strict=True
+    ):
+      more, counts[part][name] = repeats.find(
+        pool,
+        int(first),
+        int(last),
+        target,
+        screen=c.guard.screen,
+        confirm=c.guard.confirm,
+        cache=cache_directory(c.guard.cache),
+        threads=c.threads,
+      )
+      found[part] += more
+  return found, counts
+
+
+def _write(path, found, dataset, pool):
+  with files.replacing(path, 'w') as file:
+    writer = csv.writer(file)
+    writer.writerow(('source_id', 'target_id', 'tests', 'similarity'))
+    for repeat in found:
+      similarity = repeat.similarity
+      writer.writerow(
+        (
+          pool.ids[repeat.source],
+          dataset.ids[repeat.target],
+          '+'.join(repeat.tests),
+          '' if similarity is None else f'{similarity:.4f}',
+        )
+      )
+
+
+def _draw_pairs(directory, leaks, test, pool):
+  """Source image left, test image right, of rows spread over the list."""
+  shown = np.linspace(0, len(leaks) - 1, min(_SHOWN, len(leaks))).astype(int)
+  for row in shown:
+    with contextlib.suppress(OSError, preprocess.BadImage):
+      pair = [
+        _fit(preprocess.decode(pool.read(leaks[row].source))),
+        _fit(preprocess.decode(test.read(leaks[row].target))),
+      ]
+      both = np.concatenate(pair, axis=1)[..., ::-1]
+      with files.replacing(directory / f'{row:06d}.jpg') as file:
+        file.write(cv2.imencode('.jpg', both)[1].tobytes())
+
+
+def _fit(image):
+  """The image in the middle of a white square."""
+  scale = _SHOWN_SIDE / max(image.shape[:2])
+  height, width = (max(1, round(scale * side)) for side in image.shape[:2])
+  how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+  image = cv2.resize(image, (width, height), interpolation=how)
+  square = np.full((_SHOWN_SIDE, _SHOWN_SIDE, 3), 255, np.uint8)
+  top, left = (_SHOWN_SIDE - height) // 2, (_SHOWN_SIDE - width) // 2
+  square[top : top + height, left : left + width] = image
+  return square

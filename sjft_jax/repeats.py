@@ -1,0 +1,268 @@
+"""Finds the images of one set that repeat images of another, in one pass.
+
+Three tests:
+
+- name: the file stems are equal. Trusted only where most of a sample of such
+  pairs show the same picture: numbers name nothing.
+- bytes: the files are equal.
+- picture: the fingerprints are alike, and so are the pixels when compared.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import itertools
+import os
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from sjft_jax import progress
+from sjft_jax.data import datasets, fingerprints, hashes, pipelines, preprocess
+from sjft_jax.ops import likeness
+
+# Pictures that go to the device at a time.
+_SOURCES, _TARGETS = 2048, 512
+TESTS = ('name', 'bytes', 'picture')
+_NAMES_COMPARED = 64
+_best_view = jax.jit(likeness.best_view)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Repeat:
+  """A source image that repeats a target image.
+
+  Attributes:
+    source: its position in the source.
+    target: position of the other in the target.
+    tests: which found it, of name, bytes and picture.
+    similarity: correlation of the fine detail of both pictures; None where
+      they were not compared.
+  """
+
+  source: int
+  target: int
+  tests: tuple[str, ...]
+  similarity: float | None
+
+
+class Target:
+  """The images that may be repeated: 13 kB of memory each.
+
+  Args:
+    dataset: the images.
+    threads: that decode; 0 = one per CPU.
+    label: what the progress bar says.
+  """
+
+  def __init__(self, dataset: datasets.Dataset, threads: int, label: str):
+    self.dataset = dataset
+    self.of_stem = _unique(map(stem, dataset.ids))
+    self.of_bytes = collections.defaultdict(list)
+    views, owner, region = [], [], []
+    rows = pipelines.each(dataset, self._describe, threads)
+    with progress.bar(len(dataset), label) as bar:
+      for i, (digest, found) in enumerate(rows):
+        bar.update()
+        if digest:
+          self.of_bytes[digest].append(i)
+        views += found
+        owner += [i] * len(found)
+        region += range(len(found))
+    self.views = np.reshape(
+      views, (-1, len(fingerprints.VIEWS), fingerprints.SIZE)
+    ).astype(np.float32)
+    self.owner, self.region = np.array(owner, int), np.array(region, int)
+    # One decode serves the neighbours of a source image, which come together.
+    self.regions = functools.lru_cache(maxsize=256)(
+      lambda i: _regions(dataset, i)
+    )
+
+  def _describe(self, i):
+    try:
+      digest = hashes.sha256_of(self.dataset, i)
+      found = _regions(self.dataset, i)
+    except (OSError, preprocess.BadImage):
+      return None, []
+    return digest, [fingerprints.view_fingerprints(r) for r in found]
+
+  @property
+  def without(self) -> int:
+    """Images too small or too flat to be told from others by their look."""
+    return len(self.dataset) - len(np.unique(self.owner))
+
+
+def find(
+  source: datasets.Dataset,
+  start: int,
+  stop: int,
+  target: Target,
+  *,
+  screen: float,
+  confirm: float,
+  cache: pathlib.Path,
+  threads: int,
+) -> tuple[list[Repeat], dict[str, int]]:
+  """Holds a range of the source against every target image.
+
+  Args:
+    source: the images.
+    start: first position.
+    stop: position to stop before.
+    target: the images that may be repeated.
+    screen: pictures are compared if the product of their fingerprints, the
+      best over the views, is larger; 0..1.
+    confirm: they are the same if the correlation of their fine detail is
+      larger; 0..1.
+    cache: directory of hash tables.
+    threads: that decode and compare; 0 = one per CPU.
+
+  Returns:
+    The repeats by source and target position, and what was counted:
+    without_fingerprint (source images), pairs_compared, equal_names,
+    equal_names_compared, equal_names_alike.
+  """
+  tests, similarity = collections.defaultdict(list), {}
+  counts = collections.Counter()
+  with concurrent.futures.ThreadPoolExecutor(
+    threads or os.cpu_count()
+  ) as executor:
+    pairs = _equal_names(source, start, stop, target)
+    sample = pairs[:: max(1, -(-len(pairs) // _NAMES_COMPARED))]
+    whole = functools.partial(_compare_wholes, source, target)
+    alike = sum(r > confirm for r in executor.map(whole, sample))
+    counts['equal_names'] = len(pairs)
+    counts['equal_names_compared'] = len(sample)
+    counts['equal_names_alike'] = alike
+    if 2 * alike > len(sample):
+      for pair in pairs:
+        tests[pair].append('name')
+    compare = functools.partial(_compare, source, target)
+    table = hashes.table(source, start, stop, cache, threads)
+    with contextlib.closing(table):
+      for part in table:
+        for i, digest in enumerate(part.sha256, part.start):
+          for t in target.of_bytes.get(digest.tobytes(), ()):
+            tests[i, t].append('bytes')
+        candidates = _candidates(part, target, screen)
+        counts['without_fingerprint'] += len(part.sha256) - len(
+          np.unique(part.owner)
+        )
+        counts['pairs_compared'] += sum(map(len, candidates.values()))
+        for pair, r in itertools.chain.from_iterable(
+          executor.map(compare, candidates.items())
+        ):
+          if r > confirm:
+            tests[pair].append('picture')
+            similarity[pair] = r
+  repeats = [
+    Repeat(
+      source=i,
+      target=t,
+      tests=tuple(tests[i, t]),
+      similarity=similarity.get((i, t)),
+    )
+    for i, t in sorted(tests)
+  ]
+  return repeats, dict(counts)
+
+
+def stem(name: str) -> str:
+  """The last part of an id without its suffix, in lower case."""
+  return str(name).rpartition('/')[2].partition('.')[0].lower()
+
+
+def _unique(names) -> dict[str, int]:
+  """Position of every name that comes once."""
+  names = list(names)
+  count = collections.Counter(names)
+  return {name: i for i, name in enumerate(names) if count[name] == 1}
+
+
+def _equal_names(source, start, stop, target) -> list[tuple[int, int]]:
+  found = collections.defaultdict(list)
+  for i in range(start, stop):
+    if (name := stem(source.ids[i])) in target.of_stem:
+      found[name].append(i)
+  return [
+    (index[0], target.of_stem[name])
+    for name, index in found.items()
+    if len(index) == 1
+  ]
+
+
+def _regions(dataset, i) -> list[np.ndarray]:
+  return fingerprints.regions(fingerprints.decode(dataset.read(i)))
+
+
+def _compare_wholes(source, target, pair) -> float:
+  """How like each other two pictures of equal name are; 0 if unreadable."""
+  with contextlib.suppress(OSError, preprocess.BadImage):
+    regions = _regions(source, pair[0]), target.regions(pair[1])
+    if all(regions):
+      return fingerprints.compare(
+        regions[0][0], regions[1][0], fingerprints.VIEWS[0], mirrored=False
+      )
+  return 0.0
+
+
+def _candidates(part, target, screen) -> dict[int, list[tuple]]:
+  """Source position -> [(its region, target picture, view, mirrored)]."""
+  found = collections.defaultdict(list)
+  prints = fingerprints.unpack(part.fingerprint)
+  for first in range(0, len(prints), _SOURCES):
+    block = prints[first : first + _SOURCES]
+    for s, t in _alike(block, target.views, screen):
+      even, odd = _halves(target.views[t] * block[s])
+      even, odd = even.sum(axis=-1), odd.sum(axis=-1)
+      view = int(np.argmax(even + np.abs(odd)))
+      row = first + s
+      found[int(part.owner[row])].append(
+        (int(part.region[row]), int(t), view, bool(odd[view] < 0))
+      )
+  return found
+
+
+def _alike(prints, views, screen) -> Iterator[tuple[int, int]]:
+  """(source row, target row) of the products above `screen`."""
+  # Always the same shapes, so that the kernel is compiled once.
+  padded = _padded(prints, _SOURCES)
+  for first in range(0, len(views), _TARGETS):
+    block = _padded(views[first : first + _TARGETS], _TARGETS)
+    best_ts = np.asarray(_best_view(*_halves(block), *_halves(padded)))
+    for t, s in np.argwhere(best_ts > screen):
+      yield int(s), first + int(t)
+
+
+def _padded(rows, count):
+  if len(rows) == count:
+    return rows
+  full = np.zeros((count, *rows.shape[1:]), rows.dtype)
+  full[: len(rows)] = rows
+  return full
+
+
+def _halves(prints):
+  return prints[..., : fingerprints.EVEN], prints[..., fingerprints.EVEN :]
+
+
+def _compare(source, target, candidate) -> list[tuple]:
+  """[((source, target), similarity)] of one source image's candidates."""
+  i, rows = candidate
+  best = {}
+  with contextlib.suppress(OSError, preprocess.BadImage):
+    mine = _regions(source, i)
+    for region, row, view, mirrored in rows:
+      t = int(target.owner[row])
+      r = fingerprints.compare(
+        mine[region],
+        target.regions(t)[target.region[row]],
+        fingerprints.VIEWS[view],
+        mirrored,
+      )
+      best[i, t] = max(r, best.get((i, t), 0.0))
+  return list(best.items())

@@ -1,0 +1,102 @@
+import hashlib
+
+import numpy as np
+import pytest
+
+from sjft_jax.data import datasets, fingerprints, hashes, packaged
+
+COUNT = 10
+
+
+def _set(files, name='main'):
+  def read(i):
+    if files[i] is None:
+      raise FileNotFoundError(2, 'No such file')
+    reads.append(i)
+    return files[i]
+
+  reads = []
+  dataset = datasets.Dataset(
+    name=name,
+    classes=('a',),
+    ids=np.array([f'{name}:{i}.png' for i in range(len(files))]),
+    labels=np.zeros(len(files), np.int32),
+    sizes=np.array([len(file or b'') for file in files]),
+    read=read,
+  )
+  return dataset, reads
+
+
+@pytest.fixture
+def images(monkeypatch):
+  monkeypatch.setattr(hashes, 'PART', 4)
+  monkeypatch.setattr(hashes, '_PROBES', 3)
+  files = list(packaged.load('photographs').files[:COUNT])
+  files[3], files[6] = b'no image', None
+  return files
+
+
+def _table(dataset, cache, start=0, stop=None):
+  stop = len(dataset) if stop is None else stop
+  return list(hashes.table(dataset, start, stop, cache, threads=2))
+
+
+def _assert_same(first, second):
+  for a, b in zip(first, second, strict=True):
+    for name, value in vars(a).items():
+      np.testing.assert_array_equal(value, getattr(b, name))
+
+
+def test_every_file_has_its_hashes(images, tmp_path):
+  dataset, _ = _set(images)
+  parts = _table(dataset, tmp_path)
+  assert [part.start for part in parts] == [0, 4, 8]
+  owner = np.concatenate([part.owner for part in parts])
+  assert set(owner) == set(range(COUNT)) - {3, 6}
+  for part in parts:
+    for i, digest in enumerate(part.sha256, part.start):
+      data = images[i]
+      expected = hashlib.sha256(data).digest() if data else bytes(32)
+      assert digest.tobytes() == expected
+    for i, region, value in zip(
+      part.owner, part.region, part.fingerprint, strict=True
+    ):
+      regions = fingerprints.regions(fingerprints.decode(images[i]))
+      expected = fingerprints.fingerprint(regions[region])
+      np.testing.assert_array_equal(value, expected)
+
+
+def test_a_stored_table_is_read_not_made_again(images, tmp_path):
+  first = _table(_set(images)[0], tmp_path)
+  renamed, reads = _set(images, name='main')
+  _assert_same(first, _table(renamed, tmp_path))
+  assert len(reads) <= 3  # The probes.
+
+
+def test_a_killed_table_goes_on_with_the_next_part(images, tmp_path):
+  whole = _table(_set(images)[0], tmp_path / 'whole')
+  dataset, _ = _set(images)
+  stream = hashes.table(dataset, 0, COUNT, tmp_path / 'killed', threads=1)
+  next(stream)
+  stream.close()
+  again, reads = _set(images)
+  _assert_same(whole, _table(again, tmp_path / 'killed'))
+  assert set(reads) - {0} == {*range(4, COUNT)} - {6}
+
+
+def test_other_files_of_equal_names_and_sizes_are_hashed_anew(images, tmp_path):
+  _table(_set(images)[0], tmp_path)
+  other = [file and file[::-1] for file in images]
+  changed, _ = _set(other)
+  _assert_same(
+    _table(changed, tmp_path), _table(_set(other)[0], tmp_path / 'x')
+  )
+
+
+def test_a_source_in_a_pool_has_positions_of_the_pool(images, tmp_path):
+  alone = _table(_set(images[4:])[0], tmp_path / 'alone')
+  ranged = _table(_set(images)[0], tmp_path / 'pool', start=4)
+  for a, b in zip(alone, ranged, strict=True):
+    assert b.start == a.start + 4
+    np.testing.assert_array_equal(b.owner, a.owner + 4)
+    np.testing.assert_array_equal(b.fingerprint, a.fingerprint)

@@ -33,7 +33,7 @@ LAYERS = [
   ['rounds'],
   ['sweep'],
   ['main'],
-  ['convert', 'predict', 'verify', 'explain'],
+  ['convert', 'predict', 'export', 'verify', 'explain'],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 

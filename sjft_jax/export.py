@@ -1,0 +1,261 @@
+"""A selection for other programs: python -m sjft_jax.export --workdir=DIR OUT.
+
+--to=csv or parquet: one row for every pair of a target image and one of its
+neighbours, with ids, classes, labels, rank and distance. --to=folder: also the
+selected source images, in a directory per class, and images.csv, which tells
+the id of each. --to=tar: the same as WebDataset shards; each sample holds the
+image, its label (cls) and a json with its id, its class and all its pairs.
+"""
+
+import argparse
+import csv
+import dataclasses
+import io
+import json
+import pathlib
+import re
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from ml_collections import ConfigDict
+
+from sjft_jax import files, main, progress
+from sjft_jax.data import datasets, preprocess
+from sjft_jax.errors import UserError
+
+SHARD = 10_000  # images
+# By the first bytes: an id need not end like a file name.
+_SUFFIXES = (
+  ('.jpg', rb'\xff\xd8'),
+  ('.png', rb'\x89PNG'),
+  ('.gif', rb'GIF8'),
+  ('.webp', rb'RIFF....WEBP'),
+  ('.bmp', rb'BM'),
+  ('.tif', rb'II\*\x00|MM\x00\*'),
+  ('.ppm', rb'P[2356]\s'),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Selection:
+  """What a run selected.
+
+  Attributes:
+    pairs: columns target_id, target_label, target_class, source_id,
+      source_label, source_class, rank (0 = nearest) and distance (nats), by
+      target image and rank.
+    pool: the source.
+    index: positions in it of the images selected, int64 [n], ascending.
+  """
+
+  pairs: pa.Table
+  pool: datasets.Dataset
+  index: np.ndarray
+
+
+def load(workdir, k: int = 0) -> Selection:
+  """The selection that a run has made.
+
+  Args:
+    workdir: directory of the run.
+    k: take the k nearest of every target image only; 0 = all that were found.
+
+  Returns:
+    The pairs, and where the images are.
+
+  Raises:
+    UserError: if there is no selection, or its images have changed.
+  """
+  workdir = pathlib.Path(workdir)
+  path = workdir / 'selection' / 'neighbours.parquet'
+  if not (workdir / 'selection' / 'certificate.json').exists():
+    raise UserError(
+      f'Needed the directory of a run that has searched; {path} is not there '
+      'or not finished. Of a comparison, give one of its runs/<arm>-<seed>.'
+    )
+  settings = ConfigDict(files.read_json(workdir / 'config.json')['settings'])
+  data = files.read_json(workdir / 'data.json')
+  train, test = datasets.open_target(settings.target, settings.seed)
+  pool = datasets.open_pool(settings.source)
+  for name, digest in (
+    ('target', train.digest + test.digest),
+    ('source', pool.digest),
+  ):
+    if data[name]['digest'] != digest:
+      raise UserError(
+        f'The {name} images are not the ones that the run in {workdir} began '
+        'with. Restore them.'
+      )
+  pairs = pq.read_table(path)
+  if k:
+    pairs = pairs.filter(pc.less(pairs['rank'], k))
+  columns = {}
+  for side, dataset in (('target', train), ('source', pool)):
+    ids = pairs[f'{side}_id'].cast(pa.string())
+    place = pc.index_in(ids, value_set=pa.array(dataset.ids)).to_numpy()
+    label = dataset.labels[place]
+    columns |= {
+      f'{side}_id': ids,
+      f'{side}_label': label,
+      f'{side}_class': np.array(dataset.classes)[label],
+    }
+  columns |= {name: pairs[name] for name in ('rank', 'distance')}
+  return Selection(
+    pairs=pa.table(columns), pool=pool, index=np.unique(place).astype(int)
+  )
+
+
+def to_csv(selection: Selection, out: pathlib.Path) -> None:
+  """Writes the pairs as csv; distances with all their digits."""
+  with files.replacing(out) as file:
+    pyarrow.csv.write_csv(selection.pairs, file)
+
+
+def to_parquet(selection: Selection, out: pathlib.Path) -> None:
+  """Writes the pairs as one parquet file."""
+  with files.replacing(out) as file:
+    pq.write_table(selection.pairs, file)
+
+
+def to_folder(selection: Selection, out: pathlib.Path) -> None:
+  """Writes the images by class, images.csv and pairs.csv."""
+  pool, used = selection.pool, set()
+  with files.building(out) as beside:
+    beside.mkdir()
+    folders = _distinct(map(_safe, pool.classes))
+    with files.replacing(beside / 'images.csv', 'w') as file:
+      writer = csv.writer(file)
+      writer.writerow(('path', 'source_id', 'label', 'class'))
+      for i, data in _images(selection):
+        label = pool.labels[i]
+        stem = _safe(re.sub(r'\.\w+$', '', pool.ids[i].rpartition('/')[2]))
+        name = _free(f'{folders[label]}/{stem}', _suffix(data), used)
+        path = beside / 'images' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        row = f'images/{name}', pool.ids[i], label, pool.classes[label]
+        writer.writerow(row)
+    to_csv(selection, beside / 'pairs.csv')
+
+
+def to_tar(selection: Selection, out: pathlib.Path) -> None:
+  """Writes WebDataset shards of at most SHARD images into a directory."""
+  pool, pairs = selection.pool, selection.pairs
+  order = np.argsort(pairs['source_id'].to_numpy(), kind='stable')
+  sources = pairs['source_id'].to_numpy()[order]
+  columns = ('target_id', 'target_label', 'target_class', 'rank', 'distance')
+  with files.building(out) as beside:
+    beside.mkdir()
+    images = _images(selection)
+    for shard in range(-(-len(selection.index) // SHARD)):
+      with tarfile.open(beside / f'{shard:06d}.tar', 'w') as tar:
+        for n in range(
+          shard * SHARD, min((shard + 1) * SHARD, len(selection.index))
+        ):
+          i, data = next(images)
+          source_id = str(pool.ids[i])
+          mine = order[
+            np.searchsorted(sources, source_id, 'left') : np.searchsorted(
+              sources, source_id, 'right'
+            )
+          ]
+          label = int(pool.labels[i])
+          description = {
+            'source_id': source_id,
+            'source_label': label,
+            'source_class': pool.classes[label],
+            'pairs': pairs.select(columns).take(np.sort(mine)).to_pylist(),
+          }
+          text = json.dumps(description, ensure_ascii=False).encode()
+          _add(tar, f'{n:09d}{_suffix(data)}', data)
+          _add(tar, f'{n:09d}.cls', str(label).encode())
+          _add(tar, f'{n:09d}.json', text)
+
+
+FORMATS: dict[str, Callable[[Selection, pathlib.Path], None]] = {
+  'folder': to_folder,
+  'csv': to_csv,
+  'parquet': to_parquet,
+  'tar': to_tar,
+}
+
+
+def _images(selection) -> Iterator[tuple[int, bytes]]:
+  """(position in the pool, file) of every image selected."""
+  with progress.bar(len(selection.index), 'export') as bar:
+    for i in selection.index.tolist():
+      try:
+        yield i, selection.pool.read(i)
+      except OSError as error:
+        raise UserError(
+          f'{selection.pool.ids[i]} was selected, and cannot be read now '
+          f'({error}). Restore it.'
+        ) from error
+      bar.update()
+
+
+def _safe(name) -> str:
+  """A name that is one part of a path, on any system."""
+  return re.sub(r'[^\w.+ -]', '_', str(name)).strip('. ') or '_'
+
+
+def _distinct(names) -> list[str]:
+  used = set()
+  return [_free(name, '', used) for name in names]
+
+
+def _free(name, suffix, used) -> str:
+  """The name, or name~2, name~3, ... where it is taken; now it is."""
+  found, n = name + suffix, 1
+  # Some file systems do not tell upper and lower case apart.
+  while found.lower() in used:
+    n += 1
+    found = f'{name}~{n}{suffix}'
+  used.add(found.lower())
+  return found
+
+
+def _suffix(data) -> str:
+  for suffix, pattern in _SUFFIXES:
+    if re.match(pattern, data, re.DOTALL):
+      return suffix
+  raise preprocess.BadImage('not an image')
+
+
+def _add(tar, name, data):
+  member = tarfile.TarInfo(name)
+  member.size = len(data)
+  tar.addfile(member, io.BytesIO(data))
+
+
+def _work(argv):
+  parser = argparse.ArgumentParser(
+    prog='python -m sjft_jax.export', description=__doc__.splitlines()[0]
+  )
+  parser.add_argument('--workdir', required=True, help='directory of a run')
+  parser.add_argument('--to', required=True, choices=FORMATS)
+  parser.add_argument(
+    '--k', type=int, default=0, help='neighbours per target image; 0 = all'
+  )
+  parser.add_argument('out', metavar='OUT', type=pathlib.Path)
+  args = parser.parse_args(argv[1:])
+  if args.k < 0:
+    raise UserError(f'--k is at least 0, not {args.k}.')
+  if args.out.exists():
+    raise UserError(f'{args.out} exists already. Give another name.')
+  selection = load(args.workdir, args.k)
+  FORMATS[args.to](selection, args.out)
+  print(
+    f'{len(selection.pairs)} pairs with {len(selection.index)} source images '
+    f'are in {args.out}.'
+  )
+
+
+if __name__ == '__main__':
+  sys.exit(main.guarded(_work, sys.argv))

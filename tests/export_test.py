@@ -1,0 +1,216 @@
+"""What an export holds, read back without this project."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from configs import folders
+from sjft_jax import export, files, search
+from sjft_jax.data import datasets
+from sjft_jax.errors import UserError
+
+K = 4
+
+
+def picture(value, kind):
+  buffer = io.BytesIO()
+  Image.fromarray(np.full((5, 6, 3), value, np.uint8)).save(buffer, kind)
+  return buffer.getvalue()
+
+
+NAMES = ('a/x.jpg', 'a/X.JPG', 'a b/two?.png', 'a b/sub/1.png', 'ü/é.gif')
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  """A run that has searched: 3 target images, 4 of 5 source images selected."""
+  kinds = {'.jpg': 'JPEG', '.png': 'PNG', '.gif': 'GIF'}
+  for part, names in (
+    ('train', ('p/1.png', 'p/2.png', 'q/3.png')),
+    ('test', ('q/4.png',)),
+    ('source', NAMES),
+  ):
+    for value, name in enumerate(names):
+      path = tmp_path / part / name
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(picture(value, kinds[path.suffix.lower()]))
+  c = folders.get_config()
+  c.target.train, c.target.test = (
+    str(tmp_path / 'train'),
+    str(tmp_path / 'test'),
+  )
+  c.source.main.dir = str(tmp_path / 'source')
+  train, test = datasets.open_target(c.target, c.seed)
+  pool = datasets.open_pool(c.source)
+  run = tmp_path / 'run'
+  files.write_json(run / 'config.json', {'settings': c.to_dict()})
+  files.write_json(
+    run / 'data.json',
+    {
+      'target': {'digest': train.digest + test.digest},
+      'source': {'digest': pool.digest},
+    },
+  )
+  table = search.Table.empty(3, K)
+  # The third source image is nobody's neighbour; a row ends early.
+  table.index_qk[:] = [[0, 1, 3, 4], [4, 3, 1, 0], [1, 0, -1, -1]]
+  table.distance_qk[:] = np.cumsum(np.full((3, K), 1 / 3), axis=1)
+  search.write(
+    run / 'selection' / 'neighbours.parquet', table, train.ids, pool.ids
+  )
+  files.write_json(run / 'selection' / 'certificate.json', {})
+  return run, train, pool, table
+
+
+def expected_pairs(train, pool, table):
+  """{(target id, rank): (source id, distance, classes, labels)}."""
+  return {
+    (train.ids[t], rank): (
+      pool.ids[s],
+      table.distance_qk[t, rank],
+      train.classes[train.labels[t]],
+      pool.classes[pool.labels[s]],
+      int(train.labels[t]),
+      int(pool.labels[s]),
+    )
+    for t, row in enumerate(table.index_qk)
+    for rank, s in enumerate(row)
+    if s >= 0
+  }
+
+
+def pairs_of(rows):
+  columns = ('source_id', 'distance', 'target_class', 'source_class',
+             'target_label', 'source_label')  # fmt: skip
+  return {
+    (row['target_id'], row['rank']): tuple(row[name] for name in columns)
+    for row in rows
+  }
+
+
+def read_csv(path):
+  types = {'rank': int, 'distance': float}
+  types |= {'target_label': int, 'source_label': int}
+  with open(path, newline='', encoding='utf-8') as file:
+    rows = list(csv.DictReader(file))
+  return [{k: types.get(k, str)(v) for k, v in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize('kind', ['csv', 'parquet'])
+def test_tables_hold_every_pair_to_the_last_digit(workdir, tmp_path, kind):
+  run, *truth = workdir
+  out = tmp_path / f'out.{kind}'
+  export.FORMATS[kind](export.load(run), out)
+  rows = read_csv(out) if kind == 'csv' else pq.read_table(out).to_pylist()
+  assert pairs_of(rows) == expected_pairs(*truth)
+
+
+def test_a_folder_holds_the_same_files_by_class(workdir, tmp_path):
+  run, train, pool, table = workdir
+  out = tmp_path / 'out'
+  export.to_folder(export.load(run), out)
+  with open(out / 'images.csv', newline='', encoding='utf-8') as file:
+    images = list(csv.DictReader(file))
+  assert {row['source_id'] for row in images} == set(pool.ids[[0, 1, 3, 4]])
+  place = {name: i for i, name in enumerate(pool.ids)}
+  for row in images:
+    i = place[row['source_id']]
+    assert (out / row['path']).read_bytes() == pool.read(i)
+    assert int(row['label']) == pool.labels[i]
+    assert row['class'] == pool.classes[pool.labels[i]]
+  # One directory for each class, and no two names that differ in case alone.
+  paths = [row['path'] for row in images]
+  assert len({path.lower() for path in paths}) == len(paths)
+  folder = {(row['class'], row['path'].split('/')[1]) for row in images}
+  assert len(folder) == len({name for name, _ in folder}) == 3
+  rows = read_csv(out / 'pairs.csv')
+  assert pairs_of(rows) == expected_pairs(train, pool, table)
+
+
+@pytest.mark.parametrize('shard', [2, 100])
+def test_shards_hold_images_labels_and_pairs(
+  workdir, tmp_path, monkeypatch, shard
+):
+  run, train, pool, table = workdir
+  monkeypatch.setattr(export, 'SHARD', shard)
+  export.to_tar(export.load(run), tmp_path / 'out')
+  samples = {}
+  shards = sorted((tmp_path / 'out').iterdir())
+  assert len(shards) == -(-4 // shard)
+  for path in shards:
+    with tarfile.open(path) as tar:
+      for member in tar:
+        # WebDataset: what stands before the first dot names the sample.
+        key, _, field = member.name.partition('.')
+        samples.setdefault(key, {})[field] = tar.extractfile(member).read()
+  place = {name: i for i, name in enumerate(pool.ids)}
+  rows = []
+  for sample in samples.values():
+    text = json.loads(sample.pop('json'))
+    i = place[text['source_id']]
+    assert int(sample.pop('cls')) == text['source_label'] == pool.labels[i]
+    assert text['source_class'] == pool.classes[pool.labels[i]]
+    ((suffix, data),) = sample.items()
+    assert suffix in ('jpg', 'png', 'gif')
+    assert data == pool.read(i)
+    rows += [text | pair for pair in text['pairs']]
+  assert len(samples) == 4
+  assert pairs_of(rows) == expected_pairs(train, pool, table)
+
+
+def test_only_the_nearest_on_demand(workdir):
+  run, train, pool, table = workdir
+  selection = export.load(run, k=1)
+  assert selection.index.tolist() == [0, 1, 4]
+  nearest = {
+    key: value
+    for key, value in expected_pairs(train, pool, table).items()
+    if key[1] < 1
+  }
+  assert pairs_of(selection.pairs.to_pylist()) == nearest
+
+
+@pytest.mark.parametrize(
+  ('name', 'safe'),
+  [
+    ('main:n01', 'main_n01'),
+    ('../../etc', '_.._etc'),
+    ('..', '_'),
+    ('C:\\x', 'C__x'),
+    ('日本', '日本'),
+  ],
+)
+def test_no_name_leads_out_of_the_folder(name, safe):
+  assert export._safe(name) == safe
+  assert os.path.basename(safe) == safe
+
+
+def test_changed_images_and_unfinished_runs_are_refused(workdir, tmp_path):
+  run, *_ = workdir
+  with pytest.raises(UserError, match='has searched'):
+    export.load(tmp_path / 'nothing')
+  (tmp_path / 'source' / 'a' / 'x.jpg').unlink()
+  with pytest.raises(UserError, match='source images are not the ones'):
+    export.load(run)
+
+
+def test_the_command_writes_once(workdir, tmp_path):
+  run, *_ = workdir
+  out = tmp_path / 'out.csv'
+  command = [sys.executable, '-m', 'sjft_jax.export', f'--workdir={run}']
+  command += ['--to=csv', str(out)]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert '10 pairs with 4 source images' in done.stdout
+  again = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert again.returncode == 2
+  assert again.stderr.count('\n') == 1
+  assert 'exists already' in again.stderr

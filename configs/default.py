@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 def source(**fields):
   """One source data set: its own classes, its own folder."""
   return ConfigDict(
-    dict(kind='folder', name='', dir='', split='train') | fields
+    # quota: images drawn of it, evenly over its classes; 0 = all.
+    dict(kind='folder', name='', dir='', split='train', quota=0) | fields
   )
 
 
@@ -23,14 +24,16 @@ def get_config():
   c.threads = 0  # decoding threads; 0 = one per core
   c.max_bad_fraction = 0.01  # more unreadable images than this end the run
 
-  # What is learnt, and from what. kind: folder, packaged or tfds.
+  # What is learnt, and from what. kind: folder (a directory, an archive or a
+  # csv), packaged or tfds.
   c.target = ConfigDict()
   c.target.kind = 'folder'
   c.target.name = ''  # of a packaged or TFDS data set
   c.target.dir = ''  # TFDS data_dir
   c.target.train = ''  # folder: DIR/class/image; TFDS: split
-  c.target.test = ''  # '' = what a draw of per_class leaves
+  c.target.test = ''  # '' = what a draw of per_class or held_out leaves
   c.target.per_class = 0  # training images drawn of each class; 0 = all
+  c.target.held_out = 0.0  # share of each class drawn for test, where test = ''
   c.source = ConfigDict(dict(main=source()))
 
   # Source images that repeat target test images are withheld: pictures whose

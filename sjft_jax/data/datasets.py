@@ -1,10 +1,12 @@
 """Image sets as random access: encoded bytes, a label and a stable id each.
 
 A set is described by a plain mapping: `kind` folder, packaged or tfds, and the
-fields in FIELDS. The target has a `train` and a `test` part; the source pool is
-any number of named sets whose classes are laid side by side.
+fields in FIELDS. A folder may also lie in a zip or tar archive, or be listed in
+a csv file. The target has a `train` and a `test` part; the source pool is any
+number of named sets whose classes are laid side by side.
 """
 
+import csv
 import dataclasses
 import functools
 import hashlib
@@ -16,16 +18,18 @@ from typing import Any
 import numpy as np
 
 from sjft_jax import errors
-from sjft_jax.data import packaged
+from sjft_jax.data import packaged, packs
 
 FIELDS = {
   'kind': 'folder',
   'name': '',  # packaged, tfds: which set
-  'dir': '',  # folder: a source's directory; tfds: data_dir
-  'train': '',  # target: a directory (folder) or a split
-  'test': '',  # target: likewise; '' = what per_class leaves
+  'dir': '',  # folder: a source's directory, archive or csv; tfds: data_dir
+  'train': '',  # target: a directory, archive or csv (folder), or a split
+  'test': '',  # target: likewise; '' = what per_class or held_out leaves
   'split': '',  # source: a split (packaged, tfds)
   'per_class': 0,  # target: training images drawn of each class; 0 = all
+  'held_out': 0.0,  # target: share of each class that is drawn for test
+  'quota': 0,  # source: images drawn, as evenly over the classes as they allow
 }
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif',
             '.tiff', '.webp')  # fmt: skip
@@ -107,6 +111,10 @@ def _folder(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
   if not part:
     raise errors.UserError(f'{need}; none was given: --config.{setting}=DIR.')
   root = os.path.expanduser(part)
+  if root.lower().endswith('.csv') and os.path.isfile(root):
+    return _listed(root, setting)
+  if found := packs.split(root):
+    return _packed(*found, setting)
   if not os.path.isdir(root):
     what = 'is not a folder' if os.path.exists(root) else 'does not exist'
     raise errors.UserError(f'{need}; {part} {what}: correct the path.')
@@ -137,6 +145,96 @@ def _folder(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
     ids=[_legible(path.replace(os.sep, '/')) for path in paths],
     labels=labels,
     sizes=[_size(os.path.join(root, path)) for path in paths],
+    read=read,
+  )
+
+
+def _packed(path: str, inside: str, setting: str) -> Dataset:
+  """A folder inside an archive; what all its images have in common is left."""
+  pack = packs.load(path, setting)
+  prefix = f'{inside}/' if inside else ''
+  found = [
+    (name.removeprefix('./'), i)
+    for i, name in enumerate(pack.names)
+    if _is_image(name.rpartition('/')[2])
+  ]
+  found = [
+    (name.removeprefix(prefix), i)
+    for name, i in found
+    if name.startswith(prefix) and not _hidden(name)
+  ]
+  while (
+    len({name.partition('/')[0] for name, _ in found}) == 1
+    and min(name.count('/') for name, _ in found) > 1
+  ):
+    found = [(name.partition('/')[2], i) for name, i in found]
+  loose = [name for name, _ in found if '/' not in name]
+  if loose or not found:
+    what = f'{len(loose)} images lie beside' if loose else 'no image lies in'
+    raise errors.UserError(
+      f'{setting} needs an archive that holds one folder of images per class;'
+      f' in {path}/{inside} {what} such folders: give'
+      ' ARCHIVE/FOLDER, or pack it again.'
+    )
+  classes = sorted({name.partition('/')[0] for name, _ in found})
+  label_of = {name: label for label, name in enumerate(classes)}
+  found.sort(key=lambda row: (label_of[row[0].partition('/')[0]], row[0]))
+  place = [i for _, i in found]
+  return _dataset(
+    classes=classes,
+    ids=[name for name, _ in found],
+    labels=[label_of[name.partition('/')[0]] for name, _ in found],
+    sizes=[pack.sizes[i] for i in place],
+    read=lambda i: pack.read(place[i]),
+  )
+
+
+def _hidden(name: str) -> bool:
+  return any(part.startswith('.') for part in name.split('/'))
+
+
+def _listed(path: str, setting: str) -> Dataset:
+  """The images of a csv of path and label; paths are relative to the csv."""
+  need = f'{setting} needs a csv with the columns path and label'
+  root = os.path.dirname(os.path.realpath(path))
+  try:
+    with open(path, newline='', encoding='utf-8-sig') as file:
+      reader = csv.DictReader(file, strict=True)
+      if not {'path', 'label'} <= set(reader.fieldnames or ()):
+        came = ', '.join(reader.fieldnames or ('nothing',))
+        raise errors.UserError(f'{need}; {path} has {came}: add them.')
+      rows = [(row['path'], row['label']) for row in reader]
+  except (csv.Error, UnicodeError) as e:
+    raise errors.UserError(f'{need}; {path} is none ({e}): repair it.') from e
+  seen = set()
+  for line, (name, label) in enumerate(rows, 2):
+    # Two spellings of a path would be one image twice.
+    whole = os.path.normpath(os.path.join(root, name or ''))
+    fault = ''
+    if not name or not label:
+      fault = 'lacks a path or a label'
+    elif os.path.isabs(name) or not whole.startswith(root + os.sep):
+      fault = f'leads out of its folder ({_legible(name)})'
+    elif whole in seen:
+      fault = f'names {_legible(name)} a second time'
+    if fault:
+      raise errors.UserError(f'{need}; line {line} of {path} {fault}: mend it.')
+    seen.add(whole)
+  if not rows:
+    raise errors.UserError(f'{need}; {path} lists no image: add some.')
+  classes = sorted({label for _, label in rows})
+  label_of = {name: label for label, name in enumerate(classes)}
+  paths = [name for name, _ in rows]
+
+  def read(i: int) -> bytes:
+    with open(os.path.join(root, paths[i]), 'rb') as file:
+      return file.read()
+
+  return _dataset(
+    classes=classes,
+    ids=[name.replace(os.sep, '/') for name in paths],
+    labels=[label_of[label] for _, label in rows],
+    sizes=[_size(os.path.join(root, name)) for name in paths],
     read=read,
   )
 
@@ -291,10 +389,11 @@ def open_target(
   """Opens the labelled target set.
 
   Args:
-    spec: kind, name, dir, train, test and per_class of FIELDS. With per_class
-      = n > 0, n training images of each class are drawn; if test is '', the
-      test set is all that the draw leaves.
-    seed: of the draw, which depends on it and on the ids alone.
+    spec: kind, name, dir, train, test, per_class and held_out of FIELDS. With
+      per_class = n > 0, n training images of each class are drawn; if test is
+      '', the test set is all that the draw leaves. With held_out = x > 0, the
+      test set is that share of each class, rounded to the next whole image.
+    seed: of the draws, which depend on it and on the ids alone.
     testing: whether there must be test images.
 
   Returns:
@@ -314,6 +413,16 @@ def open_target(
     test = _open(spec, spec['test'], 'target.test')
     test = _named(test, 'target', 'target:test/')
     test = _relabel(test, train.classes)
+  if spec['held_out']:
+    if test is not None or not 0 < spec['held_out'] < 1:
+      raise errors.UserError(
+        'target.held_out is a share between 0 and 1, without target.test;'
+        f' came {spec["held_out"]} and target.test={spec["test"]!r}: leave one'
+        ' of them out.'
+      )
+    drawn = _hold_out(train, spec['held_out'], seed)
+    test = train.subset(np.flatnonzero(drawn))
+    train = train.subset(np.flatnonzero(~drawn))
   if spec['per_class']:
     drawn = _draw(train, spec['per_class'], seed)
     test = train.subset(np.flatnonzero(~drawn)) if test is None else test
@@ -323,7 +432,8 @@ def open_target(
   if testing and not len(test):
     raise errors.UserError(
       'The target needs test images; there are none: set --config.target.test,'
-      ' or a smaller --config.target.per_class, which leaves some.'
+      ' --config.target.held_out, or a smaller --config.target.per_class, which'
+      ' leaves some.'
     )
   return train, test
 
@@ -340,13 +450,28 @@ def _relabel(test: Dataset, classes: tuple[str, ...]) -> Dataset:
   return dataclasses.replace(test, classes=classes, labels=label[test.labels])
 
 
+def _by_class(dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
+  """(class, positions of its images in the order of their ids)."""
+  order = np.argsort(dataset.ids, kind='stable')
+  for label, name in enumerate(dataset.classes):
+    yield name, order[dataset.labels[order] == label]
+
+
+def _hold_out(dataset: Dataset, share: float, seed: int) -> np.ndarray:
+  """Marks a share of each class, bool [n]; one image of each is left."""
+  rng = np.random.default_rng([seed, 1])
+  drawn = np.zeros(len(dataset), bool)
+  for _, index in _by_class(dataset):
+    count = min(round(share * len(index)), len(index) - 1)
+    drawn[rng.choice(index, count, replace=False)] = True
+  return drawn
+
+
 def _draw(dataset: Dataset, per_class: int, seed: int) -> np.ndarray:
   """Marks per_class images of each class, bool [n]."""
   rng = np.random.default_rng(seed)
-  order = np.argsort(dataset.ids, kind='stable')
   drawn = np.zeros(len(dataset), bool)
-  for label, name in enumerate(dataset.classes):
-    index = order[dataset.labels[order] == label]
+  for name, index in _by_class(dataset):
     if len(index) < per_class:
       raise errors.UserError(
         f'target.per_class needs {per_class} training images of every class;'
@@ -363,7 +488,8 @@ def open_pool(specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
   """Opens several sources as one set, their classes side by side.
 
   Args:
-    specs: source name -> kind, name, dir and split of FIELDS.
+    specs: source name -> kind, name, dir, split and quota of FIELDS. A quota is
+      the same draw in every run.
 
   Returns:
     The pool, sources in the order of `specs`; ids '<source>:<id>', classes
@@ -371,7 +497,8 @@ def open_pool(specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
 
   Raises:
     UserError: if there is no source, one cannot be opened, one has a class
-      without images, or two are the same images.
+      without images or a quota that leaves some class none, or two are the
+      same images.
   """
   if not specs:
     raise errors.UserError(
@@ -384,6 +511,8 @@ def open_pool(specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
     setting = f'source.{name}.{field}'
     part = _named(_open(spec, spec[field], setting), name, f'{name}:')
     _refuse_empty_classes(part, setting)
+    if spec['quota']:
+      part = part.subset(_quota(part, spec['quota'], f'source.{name}.quota'))
     place = _place(spec)
     if place in owner:
       raise errors.UserError(
@@ -418,6 +547,22 @@ def open_pool(specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
     sources=tuple(part.name for part in parts),
     source=source,
   )
+
+
+def _quota(dataset: Dataset, quota: int, setting: str) -> np.ndarray:
+  """Positions, ascending: the first of every class, the second of every, ..."""
+  if not len(dataset.classes) <= quota <= len(dataset):
+    raise errors.UserError(
+      f'{setting} needs at least an image of each of the'
+      f' {len(dataset.classes)} classes, and at most the {len(dataset)} there'
+      f' are; {quota} came: change it, or 0 for all.'
+    )
+  rng = np.random.default_rng(0)
+  turn = np.empty(len(dataset))
+  for _, index in _by_class(dataset):
+    # Whoever comes in the last, incomplete turn is drawn too.
+    turn[rng.permutation(index)] = np.arange(len(index)) + rng.random()
+  return np.sort(np.argsort(turn, kind='stable')[:quota])
 
 
 def _place(spec: Mapping[str, Any]) -> tuple[str, ...]:

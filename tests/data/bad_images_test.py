@@ -2,8 +2,9 @@ import csv
 
 import pytest
 
+from benchmarks import bad_images as stress
 from sjft_jax import errors
-from sjft_jax.data import bad_images
+from sjft_jax.data import bad_images, datasets, pipelines
 
 BAD = [('pool:b, "2".jpg', 'empty file'), ('pool:a\n1.jpg', 'truncated PNG')]
 
@@ -27,3 +28,17 @@ def test_too_many_stop_the_run_after_the_list_is_written(tmp_path):
   assert 'max_bad_fraction' in str(e.value)
   assert '\n' not in str(e.value)
   assert len(path.read_text().splitlines()) == 4  # One id has a line break.
+
+
+def test_every_bad_image_is_listed_and_every_other_one_kept(tmp_path):
+  written = stress.write(tmp_path, good_count=20, troublesome=42)
+  pool = datasets.open_pool({'main': {'dir': str(tmp_path)}})
+  reasons = dict(pipelines.find_bad(pool, threads=2))
+  found = {
+    str(pool.ids[i]).removeprefix('main:')
+    for i, reason in reasons.items()
+    if reason
+  }
+  assert found == {path for path, kind in written.items() if kind in stress.BAD}
+  assert len(found) == 21
+  assert len(reasons) == len(written) == 62

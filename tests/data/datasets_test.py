@@ -143,6 +143,44 @@ def test_unusable_folders_get_one_clear_line(tmp_path, make, message):
   assert '\n' not in str(e.value)
 
 
+# --- Csv ----------------------------------------------------------------------
+
+
+def _csv(tmp_path, text, encoding='utf-8'):
+  _write(tmp_path, 'im/1.jpg', 'im/2.jpg', 'im/3.jpg')
+  (tmp_path / 'list.csv').write_text(text, encoding=encoding)
+  return tmp_path / 'list.csv'
+
+
+def test_a_csv_lists_images_and_labels(tmp_path):
+  text = 'label,extra,path\r\n"dog, big",1,im/3.jpg\r\ncat,2,im/1.jpg\r\n'
+  pool = _pool(_csv(tmp_path, text, 'utf-8-sig'))
+  assert pool.classes == ('main:cat', 'main:dog, big')
+  assert pool.ids.tolist() == ['main:im/3.jpg', 'main:im/1.jpg']
+  assert pool.labels.tolist() == [1, 0]
+  assert pool.read(0) == b'x'
+  assert pool.sizes.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('', 'has nothing'),
+    ('file,label\n', 'has file, label'),
+    ('path,label\n', 'lists no image'),
+    ('path,label\nim/1.jpg\n', 'line 2 .* lacks a path or a label'),
+    ('path,label\nim/1.jpg,a\n../x.jpg,a\n', 'line 3 .* leads out'),
+    ('path,label\n/im/1.jpg,a\n', 'leads out'),
+    ('path,label\nim/1.jpg,a\nim//1.jpg,b\n', 'a second time'),
+    ('path,label\n"im/1.jpg,a\n', 'is none'),
+  ],
+)
+def test_unusable_csvs_get_one_clear_line(tmp_path, text, message):
+  with pytest.raises(errors.UserError, match=message) as e:
+    _pool(_csv(tmp_path, text))
+  assert '\n' not in str(e.value)
+
+
 # --- The target ---------------------------------------------------------------
 
 
@@ -190,9 +228,26 @@ def test_a_draw_with_test_images_of_its_own_keeps_those(tmp_path):
   assert len(test) == 4
 
 
+def test_a_share_of_each_class_is_held_out(tmp_path):
+  spec = _folders(tmp_path, per_class=10) | {'test': '', 'held_out': 0.25}
+  _write(tmp_path, 'train/c/only.jpg')
+  parts = {}
+  for seed in (0, 0, 1):
+    train, test = datasets.open_target(spec, seed=seed)
+    assert np.bincount(test.labels, minlength=3).tolist() == [2, 2, 0]
+    assert np.bincount(train.labels).tolist() == [8, 8, 1]
+    assert not {*train.ids} & {*test.ids}
+    assert parts.setdefault(seed, tuple(test.ids)) == tuple(test.ids)
+  assert parts[0] != parts[1]
+  few, _ = datasets.open_target(spec | {'per_class': 1}, seed=0)
+  assert np.bincount(few.labels).tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
+    ({'held_out': 0.5}, 'held_out is a share'),
+    ({'held_out': 1.0, 'test': ''}, 'held_out is a share'),
     ({'per_class': 5}, 'needs 5 training images of every class; a has 4'),
     ({'test': ''}, 'needs test images'),
     ({'test': '', 'per_class': 4}, 'needs test images'),
@@ -248,6 +303,32 @@ def test_pools_need_different_sources(tmp_path):
     datasets.open_pool(specs)
   with pytest.raises(errors.UserError, match='needs a source'):
     datasets.open_pool({})
+
+
+def test_a_quota_draws_evenly_over_the_classes(tmp_path):
+  for name, count in (('a', 2), ('b', 9), ('c', 20)):
+    _write(tmp_path, *(f'x/{name}/{i:02d}.jpg' for i in range(count)))
+  _write(tmp_path, *(f'y/d/{i}.jpg' for i in range(5)))
+
+  def pool(quota):
+    x = {'dir': str(tmp_path / 'x'), 'quota': quota}
+    return datasets.open_pool({'x': x, 'y': {'dir': str(tmp_path / 'y')}})
+
+  drawn = pool(13)
+  assert np.bincount(drawn.source).tolist() == [13, 5]
+  count = np.bincount(drawn.labels)
+  assert count[0] == 2
+  assert sorted(count[1:3]) == [5, 6]
+  assert {*drawn.ids} <= {*pool(0).ids}
+  assert drawn.digest == pool(13).digest
+  assert {*pool(5).ids} < {*drawn.ids}
+  # Not the first of each class.
+  assert {*drawn.ids[drawn.labels == 2]} != {
+    f'x:c/{i:02d}.jpg' for i in range(count[2])
+  }
+  for quota in (2, 32):
+    with pytest.raises(errors.UserError, match=r'source.x.quota needs'):
+      pool(quota)
 
 
 # --- TFDS ---------------------------------------------------------------------

@@ -1,0 +1,162 @@
+"""Images inside zip and tar archives, read where they lie.
+
+Nothing is unpacked to disk. A zip and a plain tar give any member at once; a
+tar.gz is read through once when it is opened, and from then on at points kept
+every 256 kB (32 kB of memory each).
+"""
+
+import dataclasses
+import errno
+import pathlib
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+
+from sjft_jax import errors
+
+SUFFIXES = ('.zip', '.tar', '.tar.gz', '.tgz')
+MAX_BYTES = 512 * 2**20  # of one image; more is not read
+_SPACING = 256 * 2**10
+_DAMAGE = (
+  zipfile.BadZipFile,
+  tarfile.TarError,
+  zlib.error,
+  EOFError,
+  OSError,
+  NotImplementedError,
+  UnicodeError,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pack:
+  """The regular files of an archive.
+
+  Attributes:
+    names: of every member, its path in the archive, sorted.
+    sizes: of every member in bytes, as the archive states it.
+    read: position in `names` -> bytes; safe in threads; raises OSError.
+  """
+
+  names: list[str]
+  sizes: list[int]
+  read: Callable[[int], bytes]
+
+
+def split(path: str) -> tuple[str, str] | None:
+  """(archive, path inside it) of ARCHIVE or ARCHIVE/INSIDE; None if it is none.
+
+  A directory may be called x.zip: only files are archives.
+  """
+  whole = pathlib.Path(path)
+  for parent in (whole, *whole.parents):
+    if parent.name.lower().endswith(SUFFIXES) and parent.is_file():
+      inside = whole.relative_to(parent).as_posix()
+      return str(parent), '' if inside == '.' else inside
+  return None
+
+
+def load(path: str, setting: str) -> Pack:
+  """Opens an archive.
+
+  Args:
+    path: of a zip, tar, tar.gz or tgz file.
+    setting: the name of its setting, for errors.
+
+  Returns:
+    Its files. Links and directories are passed over.
+
+  Raises:
+    UserError: if it is damaged, incomplete or encrypted, a name leads out of
+      it or comes twice, or a package to read it is missing.
+  """
+  opener = _zip if path.lower().endswith('.zip') else _tar
+  try:
+    members, read = opener(path, setting)
+  except _DAMAGE as e:
+    raise errors.UserError(
+      f'{setting} needs a whole archive; {path} is damaged or incomplete'
+      f' ({e or type(e).__name__}): get it again.'
+    ) from e
+  members.sort(key=lambda member: member[0])
+  names = [name for name, _, _ in members]
+  for name, after in zip(names, [*names[1:], None], strict=True):
+    if name == after or name.startswith('/') or '..' in name.split('/'):
+      fault = 'comes twice' if name == after else 'leads out of it'
+      raise errors.UserError(
+        f'{setting} needs an archive of image folders; in {path} the name'
+        f' {name!r} {fault}: pack it again.'
+      )
+
+  def checked(i: int) -> bytes:
+    _, size, where = members[i]
+    if size > MAX_BYTES:
+      raise OSError(errno.EFBIG, f'larger than {MAX_BYTES} bytes')
+    try:
+      data = read(where, size)
+    except _DAMAGE as e:
+      raise OSError(errno.EIO, f'damaged in the archive: {e}') from e
+    if len(data) != size:
+      raise OSError(errno.EIO, 'incomplete in the archive')
+    return data
+
+  return Pack(names=names, sizes=[m[1] for m in members], read=checked)
+
+
+def _zip(path, setting):
+  archive = zipfile.ZipFile(path)
+  members = []
+  for info in archive.infolist():
+    if info.flag_bits & 1:
+      raise errors.UserError(
+        f'{setting} needs an archive that is not encrypted; {path} is:'
+        ' unpack it and pack it again.'
+      )
+    if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16):
+      members.append((info.filename, info.file_size, info))
+
+  def read(info, size):
+    with archive.open(info) as file:
+      # One byte more: a header may understate the size.
+      return file.read(size + 1)
+
+  return members, read
+
+
+def _tar(path, setting):
+  if path.lower().endswith('.tar'):
+    with open(path, 'rb') as file:
+      members = _members(file)
+
+    def pread(at, size):
+      with open(path, 'rb') as file:
+        file.seek(at)
+        return file.read(size)
+
+    return members, pread
+  try:
+    import indexed_gzip
+  except ModuleNotFoundError as e:
+    raise errors.UserError(
+      f'{setting}: to read {path} where it lies needs indexed_gzip:'
+      " pip install 'sjft-jax[packs]'."
+    ) from e
+  file = indexed_gzip.IndexedGzipFile(path, spacing=_SPACING)
+  return _members(file), lambda at, size: file.pread(size, at)
+
+
+def _members(file) -> list[tuple[str, int, int]]:
+  """(name, bytes, where they begin) of the regular files of a tar."""
+  members = []
+  with tarfile.open(fileobj=file, mode='r:') as archive:
+    for member in archive:
+      if member.isreg() and not member.issparse():
+        members.append((member.name, member.size, member.offset_data))
+      archive.members.clear()  # It keeps them all.
+    # A tar that ends without its end mark has been cut short.
+    file.seek(archive.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+      raise tarfile.ReadError('no end mark')
+  return members

@@ -1,0 +1,188 @@
+import concurrent.futures
+import io
+import os
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+
+from sjft_jax import errors
+from sjft_jax.data import datasets, packs
+
+KINDS = ('zip', 'tar', 'tar.gz', 'tgz')
+
+
+def _write(path, content):
+  """An archive of {name: bytes}, as its suffix says."""
+  if path.suffix == '.zip':
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+      for name, data in content.items():
+        archive.writestr(name, data)
+    return
+  mode = 'w' if path.suffix == '.tar' else 'w:gz'
+  with tarfile.open(path, mode) as archive:
+    for name, data in content.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(data)
+      archive.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture(scope='module')
+def content():
+  """Files of 1 to 40,000 bytes that do not compress; not in sorted order."""
+  rng = np.random.default_rng(0)
+  names = [f'{c}/{i}.jpg' for i in range(20) for c in 'bac'] + ['a/x/1.png']
+  return {name: rng.bytes(int(rng.integers(1, 40_000))) for name in names}
+
+
+def _pool(path):
+  return datasets.open_pool({'main': {'dir': str(path)}})
+
+
+def _folder(root, content):
+  for name, data in content.items():
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes(data)
+  return root
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_an_archive_is_the_folder_it_was_made_of(tmp_path, content, kind):
+  plain = _pool(_folder(tmp_path / 'folder', content))
+  extra = {'README': b'x', '.git/1.jpg': b'x', 'a/.2.jpg': b'x'}
+  _write(tmp_path / f'x.{kind}', content | extra)
+  packed = _pool(tmp_path / f'x.{kind}')
+  assert packed.digest == plain.digest
+  assert packed.ids.tolist() == plain.ids.tolist()
+  order = np.random.default_rng(1).permutation(len(packed)).tolist()
+  with concurrent.futures.ThreadPoolExecutor(4) as executor:
+    read = list(executor.map(packed.read, order * 3))
+  assert read == [plain.read(i) for i in order * 3]
+  assert sorted(os.listdir(tmp_path)) == ['folder', f'x.{kind}']
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_part_of_an_archive(tmp_path, content, kind):
+  plain = _pool(_folder(tmp_path / 'folder', content))
+  both = {f'./set/train/{name}': data for name, data in content.items()}
+  both |= {'./set/test/a/9.jpg': b'9', './set/test/b/9.jpg': b'9'}
+  _write(tmp_path / f'x.{kind}', both)
+  assert _pool(tmp_path / f'x.{kind}' / 'set' / 'train').digest == plain.digest
+  test = _pool(tmp_path / f'x.{kind}' / 'set' / 'test')
+  assert test.ids.tolist() == ['main:a/9.jpg', 'main:b/9.jpg']
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_folders_around_the_classes_are_left_out(tmp_path, content, kind):
+  plain = _pool(_folder(tmp_path / 'folder', content))
+  deep = {f'set/images/{name}': data for name, data in content.items()}
+  _write(tmp_path / f'x.{kind}', deep)
+  assert _pool(tmp_path / f'x.{kind}').digest == plain.digest
+
+
+def test_one_class_is_a_class(tmp_path):
+  _write(tmp_path / 'x.zip', {'all/a/1.jpg': b'1', 'all/a/2.jpg': b'2'})
+  assert _pool(tmp_path / 'x.zip').classes == ('main:a',)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('left', [0.0, 0.3, 0.97, 0.9999])
+def test_a_cut_archive_gets_one_clear_line(tmp_path, content, kind, left):
+  path = tmp_path / f'x.{kind}'
+  _write(path, content)
+  whole = path.read_bytes()
+  # A tar is padded with zeros to 10 kB after its end mark.
+  end = len(whole.rstrip(b'\0')) if kind == 'tar' else len(whole)
+  path.write_bytes(whole[: int(left * end)])
+  with pytest.raises(errors.UserError, match='damaged or incomplete') as e:
+    _pool(path)
+  assert str(path) in str(e.value)
+  assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_text_called_an_archive_gets_one_clear_line(tmp_path, kind):
+  (tmp_path / f'x.{kind}').write_bytes(b'<html>not found</html>\n' * 99)
+  with pytest.raises(errors.UserError, match='damaged or incomplete'):
+    _pool(tmp_path / f'x.{kind}')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('name', ['../a/1.jpg', 'a/../../1.jpg', '/a/1.jpg'])
+def test_names_that_lead_out_are_refused(tmp_path, kind, name):
+  _write(tmp_path / f'x.{kind}', {'a/2.jpg': b'2', name: b'1'})
+  with pytest.raises(errors.UserError, match='leads out of it'):
+    _pool(tmp_path / f'x.{kind}')
+
+
+def test_a_name_that_comes_twice_is_refused(tmp_path):
+  with tarfile.open(tmp_path / 'x.tar', 'w') as archive:
+    archive.addfile(tarfile.TarInfo('a/1.jpg'))
+    archive.addfile(tarfile.TarInfo('a/1.jpg'))
+  with pytest.raises(errors.UserError, match='comes twice'):
+    _pool(tmp_path / 'x.tar')
+
+
+def test_links_are_passed_over(tmp_path):
+  with tarfile.open(tmp_path / 'x.tar', 'w') as archive:
+    archive.addfile(tarfile.TarInfo('a/1.jpg'))
+    for name, kind in (('a/2.jpg', tarfile.SYMTYPE), ('b/3.jpg', b'1')):
+      link = tarfile.TarInfo(name)
+      link.type, link.linkname = kind, '/etc/passwd'
+      archive.addfile(link)
+  with zipfile.ZipFile(tmp_path / 'x.zip', 'w') as archive:
+    archive.writestr('a/1.jpg', b'')
+    link = zipfile.ZipInfo('a/2.jpg')
+    link.external_attr = 0o120777 << 16
+    archive.writestr(link, '/etc/passwd')
+  for kind in ('tar', 'zip'):
+    assert _pool(tmp_path / f'x.{kind}').ids.tolist() == ['main:a/1.jpg']
+
+
+def test_an_encrypted_zip_is_refused(tmp_path):
+  _write(tmp_path / 'x.zip', {'a/1.jpg': b'1'})
+  data = bytearray((tmp_path / 'x.zip').read_bytes())
+  data[data.index(b'PK\x01\x02') + 8] |= 1
+  (tmp_path / 'x.zip').write_bytes(data)
+  with pytest.raises(errors.UserError, match='not encrypted'):
+    _pool(tmp_path / 'x.zip')
+
+
+def test_an_image_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+  monkeypatch.setattr(packs, 'MAX_BYTES', 10)
+  _write(tmp_path / 'x.zip', {'a/1.jpg': bytes(11), 'a/2.jpg': bytes(10)})
+  pool = _pool(tmp_path / 'x.zip')
+  with pytest.raises(OSError, match='larger than 10 bytes'):
+    pool.read(0)
+  assert pool.read(1) == bytes(10)
+
+
+def test_a_damaged_member_is_a_bad_image_and_the_others_are_good(tmp_path):
+  first, second = np.random.default_rng(0).bytes(5000), b'2'
+  _write(tmp_path / 'x.zip', {'a/1.jpg': first, 'a/2.jpg': second})
+  data = bytearray((tmp_path / 'x.zip').read_bytes())
+  data[1000] ^= 255
+  (tmp_path / 'x.zip').write_bytes(data)
+  pool = _pool(tmp_path / 'x.zip')
+  with pytest.raises(OSError, match='damaged in the archive'):
+    pool.read(0)
+  assert pool.read(1) == second
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    ({'1.jpg': b'1', 'a/2.jpg': b'2'}, '1 images lie beside'),
+    ({'a/1.txt': b'1'}, 'no image lies in'),
+  ],
+)
+def test_other_layouts_get_one_clear_line(tmp_path, content, message):
+  _write(tmp_path / 'x.zip', content)
+  with pytest.raises(errors.UserError, match=message):
+    _pool(tmp_path / 'x.zip')
+
+
+def test_a_directory_may_be_called_like_an_archive(tmp_path, content):
+  pool = _pool(_folder(tmp_path / 'x.zip', content))
+  assert len(pool) == len(content)

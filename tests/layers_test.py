@@ -7,6 +7,11 @@ import sys
 
 PACKAGE = pathlib.Path(__file__).parent.parent / 'sjft_jax'
 
+BUILDERS = [
+  f'data.builders.{name}.{name}_dataset_builder'
+  for name in ('caltech256', 'indoor67', 'places205', 'tiny_imagenet')
+]
+
 # From the bottom up. A module may import from the groups above its own line
 # here, and within its group from those before it.
 LAYERS = [
@@ -35,6 +40,8 @@ LAYERS = [
   ['sweep'],
   ['main'],
   ['convert', 'predict', 'export', 'verify', 'explain'],
+  ['data.builders.archives', *BUILDERS],
+  ['prepare'],
 ]
 ORDER = [name for layer in LAYERS for name in layer]
 
@@ -82,7 +89,8 @@ def test_kernels_import_nothing_above_them():
 
 def test_neither_tensorflow_nor_torch_is_imported():
   code = (
-    'import sys; import sjft_jax.main, sjft_jax.sweep, sjft_jax.predict; '
+    'import sys; import sjft_jax.main, sjft_jax.sweep, sjft_jax.predict, '
+    'sjft_jax.export, sjft_jax.prepare; sjft_jax.prepare.builders(); '
     'print(sorted({"tensorflow", "torch", "keras"} & set(sys.modules)))'
   )
   out = subprocess.run(

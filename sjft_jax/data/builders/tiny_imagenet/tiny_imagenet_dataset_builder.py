@@ -1,0 +1,58 @@
+"""Tiny-ImageNet as a TFDS builder."""
+
+import collections
+import types
+
+import tensorflow_datasets as tfds
+
+from sjft_jax.data.builders import archives
+
+ARCHIVE = 'tiny-imagenet-200.zip'
+PAGE = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+  """Tiny-ImageNet, 64 x 64 pixels, without its unlabelled test images."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  MANUAL_DOWNLOAD_INSTRUCTIONS = (
+    f'Put {ARCHIVE} (240 MB) into the manual directory, from {PAGE}.'
+  )
+  CLASSES = 200
+  COUNTS = types.MappingProxyType({'train': 100_000, 'val': 10_000})
+
+  def _info(self):
+    return archives.info(
+      self,
+      tfds.features.ClassLabel(num_classes=self.CLASSES),
+      homepage=PAGE,
+      citation='Down-scaled for the course CS231n, Stanford, from ILSVRC 2012: '
+      'Russakovsky et al., IJCV 2015.',
+    )
+
+  def _split_generators(self, dl_manager):
+    (path,) = archives.find(dl_manager.manual_dir, ARCHIVE)
+    texts = collections.defaultdict(str)
+    for name, data in archives.read(path):
+      if name.endswith(('/wnids.txt', '/val_annotations.txt')):
+        texts[name.rpartition('/')[2]] = data.decode()
+    names = sorted(texts['wnids.txt'].split())
+    archives.check('classes', len(names), self.CLASSES, path)
+    self.info.features['label'].names = names
+    rows = texts['val_annotations.txt'].splitlines()
+    class_of = dict(row.split('\t')[:2] for row in rows if row)
+    return {
+      split: self._generate_examples(path, split, class_of)
+      for split in self.COUNTS
+    }
+
+  def _generate_examples(self, path, split, class_of):
+    count = 0
+    for name, data in archives.read(path):
+      folders, _, file = name.rpartition('/')
+      if not file.endswith('.JPEG') or f'/{split}/' not in f'/{name}':
+        continue
+      count += 1
+      label = class_of[file] if split == 'val' else folders.split('/')[-2]
+      yield archives.example(file, label, data)
+    archives.check(f'{split} images', count, self.COUNTS[split], path)

@@ -10,6 +10,8 @@ import argparse
 import pathlib
 import sys
 
+from absl import logging
+
 from sjft_jax import main
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
@@ -97,6 +99,8 @@ def _work(argv):
   parser.add_argument('--data_dir', required=True, type=pathlib.Path)
   parser.add_argument('--manual_dir', type=pathlib.Path)
   args = parser.parse_args(argv[1:])
+  # TFDS warns of a set that is not there yet.
+  logging.set_verbosity(logging.ERROR)
   found = prepare(args.dataset, args.data_dir, args.manual_dir)
   for split, (count, digest) in found.items():
     print(f'{args.dataset} {split}: {count} images, digest {digest[:16]}')

@@ -203,6 +203,8 @@ def joint(
   micro_batches: int,
   target_batch: int,
   source_batch: int,
+  process: int = 0,
+  processes: int = 1,
   resize: int,
   crop: int,
   mirror: bool,
@@ -233,6 +235,10 @@ def joint(
     micro_batches: m, micro-batches in a step.
     target_batch: bt, target images in a micro-batch.
     source_batch: bs, source images in a micro-batch; bt if both are positive.
+    process: which of the equal parts of each micro-batch to make, from 0: those
+      of all processes, one after the other, are the whole micro-batch.
+    processes: how many parts there are; they must divide bt and bs. The shapes
+      below are those of a part.
     resize: side in pixels that images are resized to, aspect not kept.
     crop: side in pixels of the random crop.
     mirror: whether to mirror half of the images, at random.
@@ -261,6 +267,10 @@ def joint(
   batch = max(target_batch, source_batch)
   if batch < 1 or micro_batches < 1:
     raise ValueError(f'A step needs images: {batch=}, {micro_batches=}.')
+  if not 0 <= process < processes or batch % processes:
+    raise ValueError(
+      f'Processes make equal parts: {process=}, {processes=}, {batch=}.'
+    )
   if target_batch and source_batch:
     _check(candidates, len(target), len(source))
 
@@ -305,9 +315,11 @@ def joint(
 
   numbers = grain.MapDataset.range(steps * micro_batches * batch)
   examples = numbers.random_map(example, seed=int(draw_seed))
-  # Sliced last: earlier, the draws would depend on where the slice begins.
-  micro = examples.batch(batch).slice(
-    slice(first_step * micro_batches, steps * micro_batches)
+  # Sliced last: earlier, the draws would depend on where the slice begins, and
+  # on the number of processes.
+  first, stop = (n * micro_batches * processes for n in (first_step, steps))
+  micro = examples.batch(batch // processes).slice(
+    slice(first + process, stop, processes)
   )
   absent = {}
   if not target_batch:

@@ -209,6 +209,39 @@ def test_the_threads_change_nothing():
   _assert_same(runs[0], runs[2])
 
 
+@pytest.mark.parametrize('processes', [1, 2, 4])
+@pytest.mark.parametrize('threads', [1, 4])
+@pytest.mark.parametrize('halves', ['both', 'target', 'source'])
+def test_the_parts_of_all_processes_are_the_whole(halves, processes, threads):
+  target = None if halves == 'source' else _dataset('t', 7)
+  source = None if halves == 'target' else _dataset('s', 30, bad=(4, 9))
+  candidates = _candidates(7, 30) if halves == 'both' else None
+  sizes = {
+    'target_batch': 8 if target else 0,
+    'source_batch': 8 if source else 0,
+  }
+  whole = _joint(target, source, candidates, **sizes)
+  for first_step in (0, 3):
+    parts = [
+      _joint(
+        target,
+        source,
+        candidates,
+        process=process,
+        processes=processes,
+        threads=threads,
+        first_step=first_step,
+        **sizes,
+      )
+      for process in range(processes)
+    ]
+    joined = [
+      {key: np.concatenate([p[key] for p in step], axis=1) for key in step[0]}
+      for step in zip(*parts, strict=True)
+    ]
+    _assert_same(whole[first_step:], joined)
+
+
 @pytest.mark.parametrize('first_step', [1, 4])
 @pytest.mark.parametrize('halves', ['both', 'target', 'source'])
 def test_a_later_first_step_gives_the_tail(first_step, halves):
@@ -375,6 +408,8 @@ def test_a_target_image_with_bad_candidates_only_stops_the_run():
   [
     ({'source_batch': 4}, 'pair up'),
     ({'target_batch': 0, 'source_batch': 0}, 'needs images'),
+    ({'processes': 2}, 'equal parts'),
+    ({'process': 1}, 'equal parts'),
     ({'start': np.zeros(4, np.int64)}, 'One list per target'),
     ({'start': np.array([0, 4, 8, 12, 20])}, 'needs a candidate'),
     ({'index': np.full(20, 30, np.int32)}, 'source positions'),

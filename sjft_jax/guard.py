@@ -8,6 +8,7 @@ image is listed apart.
 import collections
 import contextlib
 import csv
+import functools
 import os
 import pathlib
 import shutil
@@ -27,6 +28,8 @@ _COUNTS = (
   'test_images',
   'test_images_exposed',
   'train_images_repeated',
+  'target_pairs',
+  'target_pairs_across_train_and_test',
   'source_images_withheld',
   'source_images_withheld_by',
   'weights_not_checked',
@@ -39,7 +42,8 @@ def withhold(c, train, test, pool, workdir, donors=()):
   Leaves guard/ in the directory of the run: record.json; quarantine.csv, the
   source images that repeat test images; repeats.csv, those that repeat
   training images, withheld only if `guard.withhold_train`; pairs/, pictures of
-  some rows of quarantine.csv, named by row.
+  some rows of quarantine.csv, named by row; target_repeats.csv, target images
+  that repeat each other, of which none is removed.
 
   Args:
     c: every setting; `guard` and `threads` are read.
@@ -180,11 +184,19 @@ def _without(pool, ids):
 def _check(c, train, test, pool, directory, key):
   """Compares and writes all files."""
   directory.mkdir(parents=True)
-  by_part, counts = {'repeats': [], 'quarantine': []}, {}
+  by_part, counts = {'repeats': [], 'quarantine': [], 'inside': []}, {}
   if c.guard.enabled:
     by_part, counts = _find(c, train, test, pool)
   for name, dataset in (('repeats', train), ('quarantine', test)):
-    _write(directory / f'{name}.csv', by_part[name], dataset, pool)
+    rows = [
+      _row(pool.ids[r.source], dataset.ids[r.target], r) for r in by_part[name]
+    ]
+    _write(directory / f'{name}.csv', ('source_id', 'target_id'), rows)
+  rows = [
+    _row(one.ids[r.source], other.ids[r.target], r)
+    for one, other, r in by_part['inside']
+  ]
+  _write(directory / 'target_repeats.csv', ('id', 'repeats_id'), rows)
   leaks = by_part['quarantine']
   _draw_pairs(directory / 'pairs', leaks, test, pool)
   withheld = _withheld(c, directory)
@@ -199,6 +211,10 @@ def _check(c, train, test, pool, directory, key):
       'test_images_exposed': len(exposed),
       'train_images': len(train),
       'train_images_repeated': len({r.target for r in by_part['repeats']}),
+      'target_pairs': len(by_part['inside']),
+      'target_pairs_across_train_and_test': sum(
+        one is not other for one, other, _ in by_part['inside']
+      ),
       'source_images': len(pool),
       'source_images_withheld': len(withheld),
       'source_images_withheld_by': {
@@ -216,7 +232,19 @@ def _check(c, train, test, pool, directory, key):
 
 
 def _find(c, train, test, pool):
-  """({'repeats': of train, 'quarantine': of test}, counts of every source)."""
+  """What repeats what, and counts.
+
+  Returns:
+    {'repeats': of train, 'quarantine': of test, 'inside': (set, set, repeat)
+    of the target itself}, and counts of every comparison.
+  """
+  look = functools.partial(
+    repeats.find,
+    screen=c.guard.screen,
+    confirm=c.guard.confirm,
+    cache=cache_directory(c.guard.cache),
+    threads=c.threads,
+  )
   targets = {
     'repeats': repeats.Target(train, c.threads, 'hash target'),
     'quarantine': repeats.Target(test, c.threads, 'hash target test'),
@@ -228,34 +256,31 @@ def _find(c, train, test, pool):
     for name, first, last in zip(
       pool.sources, [0, *stop[:-1]], stop, strict=True
     ):
-      more, counts[part][name] = repeats.find(
-        pool,
-        int(first),
-        int(last),
-        target,
-        screen=c.guard.screen,
-        confirm=c.guard.confirm,
-        cache=cache_directory(c.guard.cache),
-        threads=c.threads,
-      )
+      more, counts[part][name] = look(pool, int(first), int(last), target)
       found[part] += more
+  for one, other, target in (
+    (train, train, targets['repeats']),
+    (test, test, targets['quarantine']),
+    (test, train, targets['repeats']),
+  ):
+    more, _ = look(one, 0, len(one), target)
+    found['inside'] += [
+      (one, other, r) for r in more if one is not other or r.source > r.target
+    ]
   return found, counts
 
 
-def _write(path, found, dataset, pool):
+def _row(one, other, repeat):
+  similarity = repeat.similarity
+  text = '' if similarity is None else f'{similarity:.4f}'
+  return one, other, '+'.join(repeat.tests), text
+
+
+def _write(path, names, rows):
   with files.replacing(path, 'w') as file:
     writer = csv.writer(file)
-    writer.writerow(('source_id', 'target_id', 'tests', 'similarity'))
-    for repeat in found:
-      similarity = repeat.similarity
-      writer.writerow(
-        (
-          pool.ids[repeat.source],
-          dataset.ids[repeat.target],
-          '+'.join(repeat.tests),
-          '' if similarity is None else f'{similarity:.4f}',
-        )
-      )
+    writer.writerow((*names, 'tests', 'similarity'))
+    writer.writerows(rows)
 
 
 def _draw_pairs(directory, leaks, test, pool):

@@ -91,6 +91,28 @@ def test_what_repeats_a_test_image_is_withheld_and_listed(root, tmp_path):
   assert preprocess.decode(pairs[0].read_bytes()).shape == (128, 256, 3)
 
 
+def test_repeats_inside_the_target_are_listed_and_kept(root, tmp_path):
+  shutil.copytree(root, tmp_path / 'images')
+  source = tmp_path / 'images' / 'train' / 'a' / 'train-0.png'
+  write(tmp_path / 'images', 'test/b/again.jpg', mirrored(source.read_bytes()))
+  write(tmp_path / 'images', 'train/a/twice.png', source.read_bytes())
+  c = settings(tmp_path / 'images')
+  train, test, pool = opened(c)
+  guard.withhold(c, train, test, pool, tmp_path / 'run')
+  listed = rows(tmp_path / 'run' / 'guard' / 'target_repeats.csv')
+  first, twice = 'target:train/a/train-0.png', 'target:train/a/twice.png'
+  again = 'target:test/b/again.jpg'
+  assert {(r['id'], r['repeats_id']) for r in listed} == {
+    (twice, first),
+    (again, first),
+    (again, twice),
+  }
+  found = guard.exposure(tmp_path / 'run', test, [])
+  assert found['target_pairs'] == 3
+  assert found['target_pairs_across_train_and_test'] == 2
+  assert found['test_images_exposed'] == 2
+
+
 def test_training_repeats_are_withheld_on_demand(root, tmp_path):
   c = settings(root, **{'guard.withhold_train': True})
   train, test, pool = opened(c)

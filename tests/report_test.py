@@ -536,6 +536,8 @@ def with_guard(workdir, target, pool, **changes):
     'test_images': 9,
     'test_images_exposed': 2,
     'train_images_repeated': 1,
+    'target_pairs': 3,
+    'target_pairs_across_train_and_test': 0,
     'source_images_withheld': 2,
     'weights_not_checked': ['trunk.npz'],
     'mean_class_accuracy': [0.61234, 0.71234],
@@ -558,6 +560,7 @@ def test_withheld_pairs_and_both_accuracies_are_shown(tmp_path, target, pool):
   page = with_guard(tmp_path / 'run', target, pool)
   assert '2 of the 9 test images are in the source' in page.text
   assert 'trunk.npz' in page.text
+  assert '3 pairs of images show the same picture, none of them' in page.text
   assert 'by bytes, picture, similarity 0.9876' in page.text
   assert NASTY in page.text
   assert ['0', '61.2', '50.0'] in page.cells

@@ -42,10 +42,8 @@ def get_config():
   c.guard = ConfigDict()
   c.guard.enabled = True
   c.guard.withhold_train = False  # also those that repeat training images
-  c.guard.screen = (
-    0.7  # fingerprints' product above which pictures are compared
-  )
-  c.guard.confirm = 0.6  # fine detail's correlation above which they are one
+  c.guard.screen = 0.7
+  c.guard.confirm = 0.75
   c.guard.cache = ''  # directory of hash tables; '' = ~/.cache/sjft_jax
 
   # Low-level descriptors.

@@ -75,7 +75,7 @@ def test_what_repeats_a_test_image_is_withheld_and_listed(root, tmp_path):
     ('main:a/copy.png', 'target:test/a/test-4.png', 'bytes+picture'),
     ('main:b/mirrored.jpg', 'target:test/b/test-7.png', 'picture'),
   ]
-  assert all(float(r['similarity']) > 0.6 for r in listed)
+  assert all(float(r['similarity']) > 0.75 for r in listed)
   (repeat,) = rows(tmp_path / 'guard' / 'repeats.csv')
   assert repeat['source_id'] == 'main:b/training.png'
   assert repeat['target_id'] == 'target:train/b/train-1.png'

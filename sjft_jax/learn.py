@@ -35,7 +35,9 @@ def check(c, mesh):
   """
   learner = Learner(c, 1, 1, mesh, '')
   if c.model.weights:
-    pretrained.load(c.model.weights, learner.fresh(c.seed))
+    pretrained.load(
+      c.model.weights, learner.fresh(c.seed), learner.network.convention
+    )
   if not c.optim.frozen:
     return
   image = jax.ShapeDtypeStruct((1, c.train.crop, c.train.crop, 3), jnp.uint8)

@@ -9,7 +9,8 @@ from configs import folders
 from sjft_jax import learn, mesh
 from sjft_jax.data import datasets, pipelines
 from sjft_jax.errors import UserError
-from sjft_jax.models import resnet
+from sjft_jax.models import pretrained, resnet
+from sjft_jax.models.convention import CAFFE, TORCHVISION
 
 
 @pytest.fixture(autouse=True)
@@ -135,3 +136,24 @@ def test_a_frozen_part_that_does_not_exist_is_refused_at_once():
   c = settings(optim__frozen=('trunk/res9_*',))
   with pytest.raises(UserError, match=r"'trunk/res9_.*trunk/res2_0"):
     learn.check(c, mesh.make())
+
+
+def test_a_network_is_fed_what_its_weights_want(tmp_path):
+  devices = mesh.make(jax.devices()[:1])
+  plain = learn.Learner(settings(), 2, 3, devices, tmp_path / 'plain')
+  assert plain.network.convention == CAFFE
+  weights = tmp_path / 'weights.safetensors'
+  saved = jax.tree.map(lambda x: x + 1, plain.fresh(0))
+  pretrained.save(weights, saved, network='tiny', convention=TORCHVISION)
+  c = settings(model__weights=str(weights))
+  learn.check(c, devices)
+  learner = learn.Learner(c, 2, 3, devices, tmp_path / 'run')
+  assert learner.network.convention == TORCHVISION
+  found = learner.start(None, tmp_path / 'run' / 'pretrain')
+  assert equal(found['params']['trunk'], saved['params']['trunk'])
+  # A trained network is asked when its first weights may be gone.
+  weights.unlink()
+  again = learn.Learner(c, 2, 3, devices, tmp_path / 'run')
+  assert again.network.convention == TORCHVISION
+  with pytest.raises(UserError, match='No weights can be read from'):
+    learn.check(c, devices)

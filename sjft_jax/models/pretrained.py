@@ -75,8 +75,8 @@ def load(
   if misfits:
     raise UserError(
       f'The weights in {path} are of another network ({weights.network}): '
-      f'{"; ".join(misfits)}. Set model.trunk, model.width and model.stem as '
-      'they were in training.'
+      f'{"; ".join(misfits)}. Set model.trunk, model.variant, model.width and '
+      'model.stem as they were in training.'
     )
   trunk = {
     name: jax.device_put(found[name].astype(value.dtype), value.sharding)

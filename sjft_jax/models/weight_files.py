@@ -78,7 +78,7 @@ def _open(path, names):
   """(weights without tensors, the tensors of these names)."""
   # That of safetensors does not say which file is absent.
   if not pathlib.Path(path).is_file():
-    raise UserError(f'Weights are a file; there is none at {str(path)!r}.')
+    raise UserError(f'No weights can be read from {path}: it is no file.')
   try:
     with safe_open(path, 'numpy') as file:
       metadata = dict(file.metadata() or {})

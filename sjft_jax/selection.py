@@ -218,7 +218,7 @@ def reopen(workdir, mesh) -> Search:
   directory = workdir / 'selection'
   stored = certificate.read(directory)
   c = ConfigDict(files.read_json(workdir / 'config.json')['settings'])
-  target, _ = datasets.open_target(c.target, c.seed)
+  target, _ = datasets.open_target(c.target, c.seed, testing=False)
   source = datasets.open_pool(c.source)
   rows = pq.read_table(directory / 'neighbours.parquet', columns=['target_id'])
   searched = set(rows['target_id'].to_pylist())

@@ -3,7 +3,7 @@
 import functools
 import operator
 
-from sjft_jax import describe, evaluate, learn, optim, selection
+from sjft_jax import describe, evaluate, learn, optim, screen, selection
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
 from sjft_jax.models import resnet, two_heads
@@ -13,6 +13,7 @@ CHOICES = {
   'describe.bank': tuple(describe.BANKS),
   'describe.binning': tuple(describe.BINNINGS),
   'describe.activation': ('before', 'after'),
+  'search.operands': ('auto', *screen.OPERANDS),
   'selection': tuple(selection.RULES),
   'model.trunk': tuple(resnet.TRUNKS),
   'model.stem': tuple(resnet.STEMS),
@@ -25,6 +26,7 @@ CHOICES = {
   'evaluate.views': tuple(evaluate.VIEWS),
 }
 AT_LEAST = {
+  -1: ('search.rank',),
   0: (
     'seed', 'threads', 'seeds', 'rounds', 'max_bad_fraction',
     'target.per_class', 'describe.resize', 'describe.crop',

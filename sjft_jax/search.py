@@ -25,8 +25,9 @@ from sjft_jax.tables import Table
 # Counts of one shard that are held at a time.
 _SHARD_NUMBERS = 2**29
 # A float64 distance takes the time of about this many in the products over
-# all bins; few directions leave twice as many pairs open as those do.
-_EXACT_COST = 80
+# all bins, and few directions leave two or three times as many pairs open: they
+# pay where the neighbours are a small enough part of the source.
+_EXACT_COST = 16
 # A shard is also what is done again after a kill.
 _SHARD_IMAGES = 2**16
 
@@ -129,7 +130,7 @@ def nearest(
   for shard in sorted(done):
     take(shards.load(shard))
   mine = [s for s in shards.ranges[share[0] :: share[1]] if s not in done]
-  if rank is None and 4 * _EXACT_COST * k > len(source):
+  if rank is None and 8 * _EXACT_COST * k > len(source):
     rank = 0
   if mine:
     work = _Work(describer, target_qd, mesh, k + 1, rows, rank, operands)
@@ -356,33 +357,37 @@ class _Open:
     self.limit_q = np.minimum(self.limit_q, limit_q)
 
   def ask(self, block_sd, n, first):
-    """Starts a block on the devices; `add` takes what comes out."""
+    """Starts a block on the devices: n rows, numbered from `first`.
+
+    Returns what `add` takes; None for the first blocks, which are taken in at
+    once, since they set the limits that the others are held against.
+    """
     if self._farthest_q is None:
-      return n, first, block_sd, None
+      self._add_whole(block_sd, n, first)
+      return None
     return (
       n,
       first,
-      block_sd,
       self._screen.candidates(block_sd, self.limit_q, self._farthest_q),
     )
 
+  def _add_whole(self, block_sd, n, first):
+    lower_sq, upper_sq, *norms = (x[:n] for x in self._screen.bounds(block_sd))
+    self.bound = max(self.bound, self._screen.rounding(*norms))
+    self._upper.append(upper_sq)
+    self._many += n
+    self._start_counting()
+    column_n, row_n = np.nonzero(
+      lower_sq + self._screen.floor_q[None] <= self.limit_q[None]
+    )
+    lower_n = lower_sq[column_n, row_n]
+    self._keep(
+      row_n.astype(np.int32), column_n.astype(np.int32), lower_n, first
+    )
+
   def add(self, asked):
-    """Takes in the open pairs of a block: n rows, numbered from `first`."""
-    n, first, block_sd, answer = asked
-    if answer is None:
-      lower_sq, upper_sq, *norms = (
-        x[:n] for x in self._screen.bounds(block_sd)
-      )
-      self.bound = max(self.bound, self._screen.rounding(*norms))
-      column_n, row_n = np.divmod(
-        np.arange(lower_sq.size, dtype=np.int32), lower_sq.shape[1]
-      )
-      self._keep(row_n, column_n, lower_sq.ravel(), first)
-      if self._upper is not None:
-        self._upper.append(upper_sq)
-        self._many += n
-        self._start_counting()
-      return
+    """Takes in the open pairs of a block."""
+    n, first, answer = asked
     open_sq, lower_sq, cell_sq, *norms = (meshes.fetch(x)[:n] for x in answer)
     self.bound = max(self.bound, self._screen.rounding(*norms))
     at = np.flatnonzero(open_sq)

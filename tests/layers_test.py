@@ -90,7 +90,8 @@ def test_kernels_import_nothing_above_them():
 def test_neither_tensorflow_nor_torch_is_imported():
   code = (
     'import sys; import sjft_jax.main, sjft_jax.sweep, sjft_jax.predict, '
-    'sjft_jax.export, sjft_jax.prepare; sjft_jax.prepare.builders(); '
+    'sjft_jax.verify, sjft_jax.explain, sjft_jax.convert, sjft_jax.export, '
+    'sjft_jax.prepare; sjft_jax.prepare.builders(); '
     'print(sorted({"tensorflow", "torch", "keras"} & set(sys.modules)))'
   )
   out = subprocess.run(

@@ -18,22 +18,23 @@ from sjft_jax import checkpoints, evaluate, files, metrics, optim, train
 from sjft_jax import mesh as meshes
 from sjft_jax.data import pipelines
 from sjft_jax.errors import UserError
-from sjft_jax.models import pretrained, resnet, two_heads, weight_files
+from sjft_jax.models import pretrained, trunks, two_heads, weight_files
 from sjft_jax.models.convention import CAFFE, Convention
 
 
-def check(c, mesh):
+def check(c, mesh, workdir):
   """Refuses what would fail only when training begins, after the search.
 
   Args:
     c: every setting.
     mesh: the devices.
+    workdir: directory of the run.
 
   Raises:
     UserError: if the weights are of another network, or if `optim.frozen`
       names what it does not have.
   """
-  learner = Learner(c, 1, 1, mesh, '')
+  learner = Learner(c, 1, 1, mesh, workdir)
   if c.model.weights:
     pretrained.load(
       c.model.weights, learner.fresh(c.seed), learner.network.convention
@@ -67,14 +68,7 @@ class Learner:
   def __init__(self, c, target_classes, source_classes, mesh, workdir):
     self._c, self._mesh, self._workdir = c, mesh, pathlib.Path(workdir)
     self.network = two_heads.TwoHeads(
-      trunk=resnet.TRUNKS[c.model.trunk](
-        width=c.model.width,
-        stem=c.model.stem,
-        variant=c.model.variant,
-        momentum=c.model.momentum,
-        dtype=c.model.dtype,
-        remat=c.model.remat,
-      ),
+      trunk=trunks.TRUNKS[c.model.trunk](c.model),
       target_classes=target_classes,
       # A head that nothing reaches, where there is no source.
       source_classes=max(source_classes, 1),

@@ -47,7 +47,7 @@ def run(c, workdir, mesh, donors=()):
   clock = workdirs.Clock(workdir)
   with clock('check images'):
     target, test, pool = intake.load(c, workdir)
-  _check(c, target, mesh)
+  _check(c, target, mesh, workdir)
   with clock('guard'):
     pool = guard.withhold(c, target, test, pool, workdir, donors)
   with clock('search'):
@@ -97,10 +97,10 @@ def run(c, workdir, mesh, donors=()):
   return results
 
 
-def _check(c, target, mesh):
+def _check(c, target, mesh, workdir):
   """Refuses what the target, the devices or the network cannot do."""
   if c.rounds:
-    learn.check(c, mesh)
+    learn.check(c, mesh, workdir)
   if c.rounds and len(target) < c.train.target_batch:
     raise UserError(
       f'A batch takes train.target_batch={c.train.target_batch} different '

@@ -6,7 +6,7 @@ import operator
 from sjft_jax import describe, evaluate, learn, optim, screen, selection
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
-from sjft_jax.models import resnet, two_heads
+from sjft_jax.models import resnet, trunks, two_heads
 
 CHOICES = {
   'target.kind': tuple(datasets.OPENERS),
@@ -15,7 +15,7 @@ CHOICES = {
   'describe.activation': ('before', 'after'),
   'search.operands': ('auto', *screen.OPERANDS),
   'selection': tuple(selection.RULES),
-  'model.trunk': tuple(resnet.TRUNKS),
+  'model.trunk': tuple(trunks.TRUNKS),
   'model.stem': tuple(resnet.STEMS),
   'model.variant': tuple(resnet.VARIANTS),
   'model.averages': tuple(two_heads.AVERAGES),
@@ -89,6 +89,9 @@ def check(c):
   for name in ABOVE_ZERO:
     need(_value(c, name) > 0, name, 'above 0')
   need(round(64 * c.model.width) >= 1, 'model.width', 'at least 0.01')
+  if c.model.trunk not in resnet.TRUNKS:
+    plain = f'1.0, since {c.model.trunk} has one width'
+    need(c.model.width == 1, 'model.width', plain)
   if c.describe.bank == 'conv':
     need(
       c.describe.weights,

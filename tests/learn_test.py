@@ -9,15 +9,20 @@ from configs import folders
 from sjft_jax import learn, mesh
 from sjft_jax.data import datasets, pipelines
 from sjft_jax.errors import UserError
-from sjft_jax.models import pretrained, resnet
+from sjft_jax.models import pretrained, resnet, trunks
 from sjft_jax.models.convention import CAFFE, TORCHVISION
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
   """A trunk that compiles in a moment."""
-  two_stages = functools.partial(resnet.ResNet, (1, 1))
-  monkeypatch.setitem(resnet.TRUNKS, 'tiny', two_stages)
+
+  def two_stages(c):
+    return resnet.ResNet(
+      (1, 1), c.width, c.stem, momentum=c.momentum, dtype=c.dtype
+    )
+
+  monkeypatch.setitem(trunks.TRUNKS, 'tiny', two_stages)
 
 
 def settings(**changes):
@@ -52,7 +57,7 @@ def candidates(targets, sources):
 def trained(tmp_path, rounds=1, selected=True, **changes):
   """(learner, variables at the start, after each round) of a small run."""
   c = settings(**changes)
-  learn.check(c, mesh.make())
+  learn.check(c, mesh.make(), tmp_path)
   learner = learn.Learner(c, 10, 10, mesh.make(jax.devices()[:1]), tmp_path)
   target, pool = images('t', 16), images('s', 24)
   drawn = candidates(16, 24) if selected else None
@@ -132,10 +137,10 @@ def test_the_rate_follows_the_round(tmp_path):
   np.testing.assert_allclose(rates, 0.01 * np.repeat([1, 0.5, 0.5], 2))
 
 
-def test_a_frozen_part_that_does_not_exist_is_refused_at_once():
+def test_a_frozen_part_that_does_not_exist_is_refused_at_once(tmp_path):
   c = settings(optim__frozen=('trunk/res9_*',))
   with pytest.raises(UserError, match=r"'trunk/res9_.*trunk/res2_0"):
-    learn.check(c, mesh.make())
+    learn.check(c, mesh.make(), tmp_path)
 
 
 def test_a_network_is_fed_what_its_weights_want(tmp_path):
@@ -146,7 +151,7 @@ def test_a_network_is_fed_what_its_weights_want(tmp_path):
   saved = jax.tree.map(lambda x: x + 1, plain.fresh(0))
   pretrained.save(weights, saved, network='tiny', convention=TORCHVISION)
   c = settings(model__weights=str(weights))
-  learn.check(c, devices)
+  learn.check(c, devices, tmp_path / 'run')
   learner = learn.Learner(c, 2, 3, devices, tmp_path / 'run')
   assert learner.network.convention == TORCHVISION
   found = learner.start(None, tmp_path / 'run' / 'pretrain')
@@ -156,4 +161,4 @@ def test_a_network_is_fed_what_its_weights_want(tmp_path):
   again = learn.Learner(c, 2, 3, devices, tmp_path / 'run')
   assert again.network.convention == TORCHVISION
   with pytest.raises(UserError, match='No weights can be read from'):
-    learn.check(c, devices)
+    learn.check(c, devices, tmp_path / 'run')

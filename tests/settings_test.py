@@ -1,11 +1,11 @@
 import pytest
 
-from configs import default, demo, folders
+from configs import averages, default, demo, folders
 from sjft_jax import settings
 from sjft_jax.errors import UserError
 
 
-@pytest.mark.parametrize('config', [default, demo, folders])
+@pytest.mark.parametrize('config', [averages, default, demo, folders])
 def test_the_shipped_settings_make_sense(config):
   settings.check(config.get_config())
 
@@ -61,6 +61,15 @@ def test_a_cosine_needs_updates_after_its_warm_up():
   settings.check(c)
   c.optim.schedule = 'cosine'
   with pytest.raises(UserError, match=r'optim\.warmup must be below 4000'):
+    settings.check(c)
+
+
+def test_a_plain_trunk_has_one_width():
+  c = default.get_config()
+  c.model.trunk = 'squeezenet_v1_0'
+  settings.check(c)
+  c.model.width = 0.5
+  with pytest.raises(UserError, match=r'model\.width must be 1\.0'):
     settings.check(c)
 
 

@@ -138,7 +138,8 @@ class Pool(_Fixed):
       if windows < 1:
         raise UserError(_too_small('a pool', map_nhwc.shape[1:3], 3))
       edge = [(0, over if i == axis else 0, 0) for i in range(4)]
-      map_nhwc = jax.lax.pad(map_nhwc, -jnp.inf, edge)
+      lowest = jnp.array(-jnp.inf, map_nhwc.dtype)
+      map_nhwc = jax.lax.pad(map_nhwc, lowest, edge)
       # A maximum of slices fuses with what surrounds it; a pool does not.
       first, second, third = (
         jax.lax.slice_in_dim(map_nhwc, i, i + 2 * windows - 1, 2, axis)

@@ -1,0 +1,25 @@
+"""Whose images enter batch norm's running averages, on the demo's images.
+
+  python -m sjft_jax.main --config=configs/averages.py --workdir=DIR
+
+Three seeds of selective joint fine-tuning, five rounds each. The arms train
+alike, to the bit: only what stands for the batch statistics afterwards differs.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import demo
+
+
+def get_config():
+  c = demo.get_config()
+  c.seeds = 3
+  c.arms = ConfigDict(
+    {
+      averages: dict(
+        title=f'Averages of {averages}', set=dict(model=dict(averages=averages))
+      )
+      for averages in ('both', 'source', 'target')
+    }
+  )
+  return c

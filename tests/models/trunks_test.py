@@ -1,0 +1,54 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from configs import default
+from sjft_jax.models import conv_bank, resnet, trunks
+
+
+@pytest.mark.parametrize('name', trunks.TRUNKS)
+def test_a_trunk_is_images_to_one_feature_each(name):
+  c = default.get_config().model
+  c.width, c.variant, c.dtype = 0.5, 'v1.5', 'bfloat16'
+  trunk = trunks.TRUNKS[name](c)
+  image = jax.ShapeDtypeStruct((2, 67, 67, 3), jnp.float32)
+  feature, variables = jax.eval_shape(
+    lambda x: trunk.init_with_output(jax.random.key(0), x, train=True), image
+  )
+  assert feature.shape[0] == 2
+  assert feature.ndim == 2
+  leaves = jax.tree.leaves((feature, variables))
+  assert {x.dtype for x in leaves} == {jnp.dtype('float32')}
+
+
+def test_settings_reach_the_residual_trunk():
+  c = default.get_config().model
+  c.width, c.stem, c.variant, c.remat = 0.25, 'small', 'v1.5', True
+  c.momentum, c.dtype = 0.5, 'bfloat16'
+  expected = resnet.TRUNKS['resnet50'](0.25, 'small', 'v1.5', 0.5)
+  expected = expected.clone(dtype='bfloat16', remat=True)
+  assert trunks.TRUNKS['resnet50'](c) == expected
+
+
+@pytest.mark.parametrize('name', conv_bank.NETWORKS)
+def test_a_plain_trunk_is_the_mean_of_the_last_responses(name):
+  network = conv_bank.NETWORKS[name]
+  trunk = trunks.Plain(network)
+  image = jax.random.normal(jax.random.key(1), (2, 67, 67, 3))
+  feature, variables = trunk.init_with_output(
+    jax.random.key(0), image, train=False
+  )
+  flat = traverse_util.flatten_dict({'params': {'trunk': variables['params']}})
+  # As a weight file has them.
+  assert {'/'.join(k): v.shape for k, v in flat.items()} == (
+    conv_bank.tensor_shapes(network)
+  )
+  arrays = {
+    layer: (parts['kernel'], parts['bias'])
+    for layer, parts in variables['params'].items()
+  }
+  *_, (_, _, last) = network.responses(image, arrays)
+  np.testing.assert_allclose(feature, last.mean((1, 2)), rtol=1e-6)
+  assert last.shape[-1] == {'squeezenet_v1_0': 512}.get(name, 256)

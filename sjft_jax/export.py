@@ -81,7 +81,9 @@ def load(workdir, k: int = 0) -> Selection:
     )
   settings = ConfigDict(files.read_json(workdir / 'config.json')['settings'])
   data = files.read_json(workdir / 'data.json')
-  train, test = datasets.open_target(settings.target, settings.seed)
+  train, test = datasets.open_target(
+    settings.target, settings.seed, testing=False
+  )
   pool = datasets.open_pool(settings.source)
   for name, digest in (
     ('target', train.digest + test.digest),

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from sjft_jax import evaluate, files, repeats
+from sjft_jax import mesh as meshes
 from sjft_jax.data import preprocess
 from sjft_jax.errors import UserError
 
@@ -68,14 +69,17 @@ def withhold(c, train, test, pool, workdir, donors=()):
     'source': pool.digest,
     'settings': {k: v for k, v in c.guard.items() if k != 'cache'},
   }
-  for donor in (pathlib.Path(d) / 'guard' for d in donors):
-    if not directory.exists() and _record(donor).get('key') == key:
-      with files.building(directory) as beside:
-        shutil.copytree(donor, beside)
-  if not directory.exists():
+  index, _ = meshes.share()
+  if index == 0 and not _record(workdir):
+    shutil.rmtree(directory, ignore_errors=True)
+    donor = next((d for d in donors if _record(d).get('key') == key), None)
     with files.building(directory) as beside:
-      _check(c, train, test, pool, beside, key)
-  record = _record(directory)
+      if donor:
+        shutil.copytree(pathlib.Path(donor) / 'guard', beside)
+      else:
+        _check(c, train, test, pool, beside, key)
+  files.wait_for(directory / 'record.json')
+  record = _record(workdir)
   if record.get('key') != key:
     raise UserError(
       f'{directory} holds the check of other images or settings than these. '
@@ -88,7 +92,12 @@ def withhold(c, train, test, pool, workdir, donors=()):
       f'listed in {directory / "quarantine.csv"}.',
       flush=True,
     )
-  return _without(pool, _withheld(c, directory))
+  return _without(pool, record['withheld'])
+
+
+def remaining(pool, workdir):
+  """The pool as `withhold` returned it to the run in `workdir`."""
+  return _without(pool, _record(workdir).get('withheld', ()))
 
 
 def require(workdir, train, test, pool):
@@ -106,7 +115,7 @@ def require(workdir, train, test, pool):
   if pool is None:
     return
   path = pathlib.Path(workdir) / 'guard' / 'record.json'
-  record = _record(path.parent)
+  record = _record(workdir)
   ours = train.digest + test.digest, pool.digest
   if (record.get('key', {}).get('target'), record.get('remaining')) != ours:
     raise UserError(
@@ -129,7 +138,7 @@ def exposure(workdir, test, posteriors) -> dict:
     Counts, and the mean class accuracy of each round on all test images and
     without those that are in the source; {} where no source was used.
   """
-  record = _record(pathlib.Path(workdir) / 'guard')
+  record = _record(workdir)
   if not record:
     return {}
   clean = np.flatnonzero(~np.isin(test.ids, record['exposed']))
@@ -160,22 +169,15 @@ def cache_directory(setting) -> pathlib.Path:
   return pathlib.Path(home).expanduser() / 'sjft_jax'
 
 
-def _record(directory) -> dict:
-  path = pathlib.Path(directory) / 'record.json'
+def _record(workdir) -> dict:
+  path = pathlib.Path(workdir) / 'guard' / 'record.json'
   return files.read_json(path) if path.exists() else {}
 
 
-def _withheld(c, directory) -> list[str]:
-  names = ['quarantine.csv', *['repeats.csv'] * c.guard.withhold_train]
-  ids = set()
-  for name in names:
-    with open(directory / name, newline='', encoding='utf-8') as file:
-      ids |= {row['source_id'] for row in csv.DictReader(file)}
-  return sorted(ids)
-
-
 def _without(pool, ids):
-  return pool.subset(np.flatnonzero(~np.isin(pool.ids, ids))) if ids else pool
+  if not ids:
+    return pool
+  return pool.subset(np.flatnonzero(~np.isin(pool.ids, list(ids))))
 
 
 # --- The check ----------------------------------------------------------------
@@ -199,7 +201,8 @@ def _check(c, train, test, pool, directory, key):
   _write(directory / 'target_repeats.csv', ('id', 'repeats_id'), rows)
   leaks = by_part['quarantine']
   _draw_pairs(directory / 'pairs', leaks, test, pool)
-  withheld = _withheld(c, directory)
+  hits = leaks + by_part['repeats'] * c.guard.withhold_train
+  withheld = sorted({str(pool.ids[hit.source]) for hit in hits})
   exposed = sorted({str(test.ids[leak.target]) for leak in leaks})
   files.write_json(
     directory / 'record.json',
@@ -227,6 +230,7 @@ def _check(c, train, test, pool, directory, key):
       ],
       **counts,
       'exposed': exposed,
+      'withheld': withheld,
     },
   )
 

@@ -126,6 +126,8 @@ def find(
     without_fingerprint (source images), pairs_compared, equal_names,
     equal_names_compared, equal_names_alike.
   """
+  if start == stop:
+    return [], {}
   tests, similarity = collections.defaultdict(list), {}
   counts = collections.Counter()
   with concurrent.futures.ThreadPoolExecutor(

@@ -14,6 +14,7 @@ from sjft_jax import (
   certificate,
   describe,
   files,
+  guard,
   intake,
   progress,
   reuse,
@@ -219,7 +220,7 @@ def reopen(workdir, mesh) -> Search:
   stored = certificate.read(directory)
   c = ConfigDict(files.read_json(workdir / 'config.json')['settings'])
   target, _ = datasets.open_target(c.target, c.seed, testing=False)
-  source = datasets.open_pool(c.source)
+  source = guard.remaining(datasets.open_pool(c.source), workdir)
   rows = pq.read_table(directory / 'neighbours.parquet', columns=['target_id'])
   searched = set(rows['target_id'].to_pylist())
   target = target.subset(

@@ -29,7 +29,8 @@ AT_LEAST = {
   -1: ('search.rank',),
   0: (
     'seed', 'threads', 'seeds', 'rounds', 'max_bad_fraction',
-    'target.per_class', 'describe.resize', 'describe.crop',
+    'target.per_class', 'target.held_out', 'guard.screen', 'guard.confirm',
+    'describe.resize', 'describe.crop',
     'describe.fine_bins',
     'hardness.add_wrong', 'hardness.add_unsure', 'hardness.min_entropy',
     'pretrain.seed', 'pretrain.steps', 'pretrain.warmup',
@@ -51,10 +52,17 @@ AT_LEAST = {
 # Largest value, or the setting that holds it.
 AT_MOST = {
   'max_bad_fraction': 1,
+  'guard.screen': 1,
+  'guard.confirm': 1,
   'budget.initial': 'budget.maximum',
   'train.crop': 'train.resize',
 }
-BELOW_ONE = ('optim.momentum', 'model.momentum', 'train.label_smoothing')
+BELOW_ONE = (
+  'target.held_out',
+  'optim.momentum',
+  'model.momentum',
+  'train.label_smoothing',
+)
 ABOVE_ZERO = ('optim.learning_rate', 'optim.factor', 'pretrain.learning_rate')
 
 

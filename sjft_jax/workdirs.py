@@ -25,7 +25,7 @@ FREE = frozenset(
 # All that a start leaves before its first stage has worked: a start that was
 # refused for its settings does not bind the next one to them.
 UNBOUND = frozenset(
-  {'config.json', 'data.json', 'seconds.json', 'bad_images.csv'}
+  {'config.json', 'data.json', 'seconds.json', 'bad_images.csv', 'guard'}
 )
 PACKAGES = ('sjft-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
 
@@ -54,7 +54,7 @@ def claim(workdir, settings):
     if not changed:
       return
     made = [path for path in workdir.rglob('*') if path.is_file()]
-    if any(path.name not in UNBOUND for path in made):
+    if any(UNBOUND.isdisjoint(p.relative_to(workdir).parts) for p in made):
       raise UserError(
         f'{workdir} holds a run with other settings: {"; ".join(changed)}. '
         'Choose another --workdir, or the settings it was made with.'

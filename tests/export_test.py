@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from configs import folders
-from sjft_jax import export, files, search
+from sjft_jax import export, files, tables
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
 
@@ -60,11 +60,11 @@ def workdir(tmp_path):
       'source': {'digest': pool.digest},
     },
   )
-  table = search.Table.empty(3, K)
+  table = tables.Table.empty(3, K)
   # The third source image is nobody's neighbour; a row ends early.
   table.index_qk[:] = [[0, 1, 3, 4], [4, 3, 1, 0], [1, 0, -1, -1]]
   table.distance_qk[:] = np.cumsum(np.full((3, K), 1 / 3), axis=1)
-  search.write(
+  tables.write(
     run / 'selection' / 'neighbours.parquet', table, train.ids, pool.ids
   )
   files.write_json(run / 'selection' / 'certificate.json', {})

@@ -141,6 +141,8 @@ def test_a_finished_check_is_not_made_again(finished, tmp_path, monkeypatch):
   other = guard.withhold(c, train, test, pool, tmp_path / 'b', donors=[run])
   assert other.digest == left.digest
   guard.require(tmp_path / 'b', train, test, other)
+  assert guard.remaining(pool, run).digest == left.digest
+  assert guard.remaining(pool, tmp_path / 'nothing') is pool
 
 
 def test_the_check_of_other_images_is_refused_not_used(finished, tmp_path):
@@ -200,6 +202,16 @@ def test_switched_off_it_says_so(root, tmp_path, monkeypatch):
   found = guard.exposure(tmp_path, test, [])
   assert not found['checked']
   assert found['weights_not_checked'] == ['x.npz']
+
+
+def test_without_test_images_training_images_are_looked_for(root, tmp_path):
+  c = settings(root)
+  train, test, pool = opened(c)
+  nothing = test.subset(np.arange(0))
+  left = guard.withhold(c, train, nothing, pool, tmp_path)
+  assert left is pool
+  assert len(rows(tmp_path / 'guard' / 'repeats.csv')) == 1
+  assert guard.exposure(tmp_path, nothing, [])['test_images'] == 0
 
 
 def test_without_a_source_there_is_nothing_to_check(root, tmp_path):

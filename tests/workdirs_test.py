@@ -40,6 +40,8 @@ def test_a_start_that_made_nothing_does_not_bind_the_next(tmp_path):
     workdirs.claim(directory, SETTINGS)
     (directory / 'bad_images.csv').write_text('id,reason\n')
     (directory / 'data.json').write_text('{}')
+    (directory / 'guard' / 'pairs').mkdir(parents=True)
+    (directory / 'guard' / 'pairs' / '000000.jpg').write_text('')
   other = SETTINGS | {'seed': 1}
   workdirs.claim(tmp_path, other)
   assert [p.name for p in tmp_path.rglob('*.*')] == ['config.json']

@@ -1,7 +1,7 @@
 """How fast images are described, against what a user would compose.
 
   python -m benchmarks.descriptors [--images=DIR] [--python=PYTHON] \
-      [--rounds=5] [--cases=gabor-64,gabor-224,alexnet-224]
+      [--rounds=5] [--cases=gabor-64,gabor-224,alexnet-64,alexnet-224]
   python -m benchmarks.descriptors --whole=DIR [--bank=conv --weights=FILE]
 
 The first form times whole descriptors, from RGB bytes to counts, of this
@@ -9,8 +9,8 @@ project and of every peer that PYTHON can import (the `benchmark` extra). Each
 is a process of its own; they take turns, and the median counts. DIR holds
 images by class; without it, blurred noise is described.
 
-The second form describes every image under DIR once, at 64 pixels, and tells
-how the time divides between decoding and the rest.
+The second form describes every image under DIR, at 64 pixels, and tells how
+long decoding alone, the transfer to the devices, responses and histograms take.
 
 Operations per image, h pixels a side, of the Gabor bank: a filter passes k x m
 frequencies; its table takes t k m products, its two matrix products
@@ -21,7 +21,6 @@ large float32 product, measured in the same run.
 """
 
 import argparse
-import json
 import pathlib
 import subprocess
 import sys
@@ -46,6 +45,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 CASES = {
   'gabor-64': ('gabor', 64, 32, 64, ('scipy', 'opencv', 'torch', 'skimage')),
   'gabor-224': ('gabor', 224, 32, 16, ('scipy', 'opencv', 'torch')),
+  'alexnet-64': ('conv', 64, 100, 64, ('torch_alexnet',)),
   'alexnet-224': ('conv', 224, 100, 16, ('torch_alexnet',)),
 }
 
@@ -263,33 +263,53 @@ def whole(args):
   for _ in describer.blocks(some):  # Compiles.
     pass
 
-  def decode():
-    for _ in pipelines.sweep(
-      pool, resize=64, crop=64, batch=64, threads=run_on['threads']
-    ):
-      pass
-
-  def all_of_it():
-    for _ in describer.blocks(pool):
-      pass
-
-  seconds = {}
-  for function in (decode, all_of_it):
-    start = time.perf_counter()
-    function()
-    seconds[function.__name__] = time.perf_counter() - start
-  print(
-    json.dumps(
-      {
-        'images': len(pool),
-        'bank': args.bank,
-        'seconds': round(seconds['all_of_it'], 1),
-        'seconds_decoding_alone': round(seconds['decode'], 1),
-        'images_per_second': round(len(pool) / seconds['all_of_it']),
-        'peak_memory_gib': round(peak_memory(), 2),
-      }
+  split = jax.sharding.PartitionSpec(meshes.AXIS)
+  responses = jax.jit(
+    jax.shard_map(
+      bank.responses, mesh=describer.mesh, in_specs=split, out_specs=split
     )
   )
+
+  def decoded():
+    return pipelines.sweep(
+      pool, resize=64, crop=64, batch=64, threads=run_on['threads']
+    )
+
+  def each(function):
+    """Seconds of a function of every batch, decoding left out."""
+    seconds = 0
+    for block in decoded():
+      start = time.perf_counter()
+      jax.block_until_ready(function(block.image))
+      seconds += time.perf_counter() - start
+    return seconds
+
+  def place(image):
+    return meshes.shard(image, describer.mesh)
+
+  some_image = place(next(decoded()).image)
+  jax.block_until_ready(responses(some_image))
+  start = time.perf_counter()
+  for _ in decoded():
+    pass
+  alone = {'decoding': time.perf_counter() - start, 'transfer': each(place)}
+  for name, function in {
+    'responses': responses,
+    'responses and histograms': describer.counts,
+  }.items():
+    both = each(lambda image, function=function: function(place(image)))
+    alone[name] = both - alone['transfer']
+  describer.waited.update(images=0.0, devices=0.0)
+  start = time.perf_counter()
+  for _ in describer.blocks(pool):
+    pass
+  seconds = time.perf_counter() - start
+  print(
+    f'{args.bank}, 64 pixels, {len(pool)} images: {seconds:.1f} s, '
+    f'{len(pool) / seconds:.0f} images/s, peak memory {peak_memory():.2f} GiB'
+  )
+  print('waited, s:', *(f'{k} {v:.1f}' for k, v in describer.waited.items()))
+  print('each alone, s:', *(f'{k} {v:.1f}' for k, v in alone.items()))
 
 
 if __name__ == '__main__':

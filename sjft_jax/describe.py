@@ -6,6 +6,7 @@ then describes target and source.
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable
 
 import jax
@@ -139,6 +140,8 @@ class Describer:
   edges_cb: float32 [c, bins - 1], ascending.
   lower_c, upper_c: smallest and largest response in the target set.
   batch: images described at a time; threads: decoding threads.
+  waited: seconds that `blocks` has waited for images to be decoded, and for
+    the devices.
   """
 
   bank: Bank
@@ -148,6 +151,9 @@ class Describer:
   mesh: jax.sharding.Mesh
   batch: int
   threads: int
+  waited: dict = dataclasses.field(
+    default_factory=lambda: {'images': 0.0, 'devices': 0.0}
+  )
 
   @property
   def bins(self):
@@ -229,13 +235,27 @@ class Describer:
       `Block`s; a last, shorter one.
     """
     pending = []
-    for part in _sweep(dataset, self, start=start):
+    parts = _timed(_sweep(dataset, self, start=start), self.waited, 'images')
+    for part in parts:
       pending.append((part, self.counts(meshes.shard(part.image, self.mesh))))
       if sum(len(p.index) for p, _ in pending) + len(part.index) > rows:
-        yield _block(pending)
+        yield self._block(pending)
         pending = []
     if pending:
-      yield _block(pending)
+      yield self._block(pending)
+
+  def _block(self, pending) -> Block:
+    index = np.concatenate([part.index for part, _ in pending])
+    valid = np.concatenate([part.valid for part, _ in pending])
+    counts = _timed(
+      (meshes.fetch(counts) for _, counts in pending), self.waited, 'devices'
+    )
+    return Block(
+      index_n=index[valid],
+      counts_nd=np.concatenate(list(counts))[valid],
+      stop=int(index.max()) + 1,
+      bad=[entry for part, _ in pending for entry in part.bad],
+    )
 
   def save(self, path):
     """Writes edges.npz, if this is the first process."""
@@ -262,16 +282,18 @@ def _sweep(dataset, owner, start=0):
   )
 
 
-def _block(pending) -> Block:
-  index = np.concatenate([part.index for part, _ in pending])
-  valid = np.concatenate([part.valid for part, _ in pending])
-  counts = np.concatenate([meshes.fetch(counts) for _, counts in pending])
-  return Block(
-    index_n=index[valid],
-    counts_nd=counts[valid],
-    stop=int(index.max()) + 1,
-    bad=[entry for part, _ in pending for entry in part.bad],
-  )
+def _timed(items, seconds, name):
+  """Yields the items, adding the time they take to `seconds[name]`."""
+  items = iter(items)
+  while True:
+    start = time.monotonic()
+    try:
+      item = next(items)
+    except StopIteration:
+      return
+    finally:
+      seconds[name] += time.monotonic() - start
+    yield item
 
 
 # How the bins follow from the target set: (function, passes over the set).

@@ -171,6 +171,11 @@ def _search(c, target, source, directory, key, mesh):
     rank=None if c.search.rank < 0 else c.search.rank,
     operands=c.search.operands,
   )
+  waited = kept.waited
+  print(
+    f'The search waited {waited["images"]:.1f} s for images to be decoded and '
+    f'{waited["devices"]:.1f} s for their histograms.'
+  )
   if index == 0:
     tables.write(
       directory / 'neighbours.parquet', found.table, target.ids, source.ids

@@ -92,7 +92,7 @@ def test_a_bank_obeys_what_a_conversion_recorded(
   found = weight_files.read(out)
   assert found.network == network
   assert found.origin == {'source': path.name, 'source_sha256': digest}
-  assert conv_bank.load(str(out))[1] == convention
+  assert conv_bank.load(str(out))[-1] == convention
 
 
 def test_the_network_that_only_looks_like_alexnet_is_refused(tmp_path, capsys):

@@ -113,6 +113,6 @@ def test_the_trunk_is_fed_what_its_weights_want():
     (CAFFE, [-104, 0, 132]),
     (TORCHVISION, [2.2489, 0.0126, -1.8044]),
   ):
-    model = two_heads.TwoHeads(Pixels(), 3, 3, convention)
+    model = two_heads.TwoHeads(Pixels(), 3, 3, convention=convention)
     logits, _ = model.apply(variables, image, image[:0], train=False)
     np.testing.assert_allclose(logits, [expected], atol=1e-4)

@@ -43,10 +43,10 @@ class Exact:
     self._target_qd, self._log_target_qd = self._describe(target_qd)
 
   def _describe(self, counts_nd):
-    """Counts, and weighted log(p + e), float64 [n, d] each."""
+    """Counts, float32, and weighted log(p + e), float64 [n, d] each."""
     place_nd = counts_nd + self._start_d[None]
     log_nd = np.take(self._log_table, place_nd, mode='clip')
-    return counts_nd.astype(np.float64), log_nd
+    return counts_nd.astype(np.float32), log_nd
 
   def __call__(self, counts_sd, column_n, row_n):
     """Distances of n pairs of a source and a target image.
@@ -83,29 +83,44 @@ class Exact:
 
   def _pairs(self, source_td, log_source_td, column_n, row_n):
     distance_n = np.empty(len(row_n))
-    step = max(1, _CACHED // source_td.shape[1])
-    first_nd, log_first_nd, second_nd, log_second_nd = np.empty(
-      (4, step, source_td.shape[1])
-    )
-    for start in range(0, len(row_n), step):
-      row, column = (x[start : start + step] for x in (row_n, column_n))
-      n = len(row)
+    dims = source_td.shape[1]
+    many = max(1, _CACHED // dims)
+    first_nd, second_nd = np.empty((2, many, dims), np.float32)
+    log_first_nd, log_second_nd = np.empty((2, many, dims))
+    for start, stop in _batches(column_n, many):
+      n = stop - start
+      row, column = row_n[start:stop], column_n[start:stop]
       work = first_nd[:n], log_first_nd[:n]
-      if n == 1:  # As they are: long descriptors cost too much to copy.
-        pairs = (
-          self._target_qd[row[0], None],
-          self._log_target_qd[row[0], None],
-          source_td[column[0], None],
-          log_source_td[column[0], None],
-        )
+      # Clipping spares a copy that checks would need.
+      if n == 1:  # Long descriptors cost too much to copy.
+        one = slice(row[0], row[0] + 1)
+        firsts = self._target_qd[one], self._log_target_qd[one]
       else:
-        pairs = [*work, second_nd[:n], log_second_nd[:n]]
-        # Clipping spares a copy that checks would need.
-        np.take(self._target_qd, row, 0, pairs[0], 'clip')
-        np.take(self._log_target_qd, row, 0, pairs[1], 'clip')
-        np.take(source_td, column, 0, pairs[2], 'clip')
-        np.take(log_source_td, column, 0, pairs[3], 'clip')
-      distance_n[start : start + n] = divergence.jeffreys_pairs(
-        *pairs, work=work
+        firsts = work
+        np.take(self._target_qd, row, 0, firsts[0], 'clip')
+        np.take(self._log_target_qd, row, 0, firsts[1], 'clip')
+      if column[0] == column[-1]:
+        one = slice(column[0], column[0] + 1)
+        seconds = source_td[one], log_source_td[one]
+      else:
+        seconds = second_nd[:n], log_second_nd[:n]
+        np.take(source_td, column, 0, seconds[0], 'clip')
+        np.take(log_source_td, column, 0, seconds[1], 'clip')
+      distance_n[start:stop] = divergence.jeffreys_pairs(
+        *firsts, *seconds, work=work
       )
     return distance_n
+
+
+def _batches(column_n, many):
+  """Yields (start, stop), at most `many` apart; equal columns together.
+
+  Where columns repeat, a batch is of one column, whose descriptor need not be
+  copied for every pair.
+  """
+  starts = np.flatnonzero(np.diff(column_n, prepend=-1))
+  if len(column_n) < 4 * len(starts):
+    starts = np.zeros(1, int)
+  for start, stop in zip(starts, [*starts[1:], len(column_n)], strict=True):
+    for first in range(start, stop, many):
+      yield first, min(first + many, stop)

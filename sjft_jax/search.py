@@ -29,7 +29,7 @@ _SHARD_NUMBERS = 2**29
 # pay where the neighbours are a small enough part of the source.
 _EXACT_COST = 16
 # A shard is also what is done again after a kill.
-_SHARD_IMAGES = 2**16
+_SHARD_IMAGES = 2**17
 
 
 @dataclasses.dataclass

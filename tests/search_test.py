@@ -117,7 +117,7 @@ def test_processes_agree_to_the_bit(case, tmp_path):
   """Two halves of the work, one after the other, and one that takes both."""
   whole = find(case, k=12)
   settings = dict(k=12, shard_images=32, directory=tmp_path)
-  shards = search._Shards(tmp_path, search._grid(150, 24, 2, 32))
+  shards = search._Shards(tmp_path, search._grid(150, 24, 2, 32), (0, 2))
   waited = []
 
   def wait(self, shard):

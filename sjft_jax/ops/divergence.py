@@ -92,17 +92,18 @@ def jeffreys_pairs(
   D[n] = sum_d (p[n, d] - q[n, d]) (a[d] P[n, d] - a[d] Q[n, d]), a = w / 2
 
   The factors may be shared otherwise: pixel counts instead of p and q, whose
-  differences are exact, with logarithms divided by the number of pixels.
+  differences are exact even in float32, with logarithms divided by the number
+  of pixels.
   Every row is summed alone and in one order, so that equal histograms have
   equal distances to the last bit, in whatever company they are computed.
 
   Args:
-    first_nd: p, NumPy float64 [n, d].
+    first_nd: p, NumPy float64 [n, d], or counts, float32 [n, d].
     first_log_nd: a P, P = log(p + e), float64 [n, d].
-    second_nd: q, float64 [n, d].
-    second_log_nd: a Q, Q = log(q + e), float64 [n, d].
-    work: two arrays float64 [n, d] to be overwritten; the first two arguments
-      may be given.
+    second_nd: q, [n, d] or [1, d], as the first.
+    second_log_nd: a Q, Q = log(q + e), float64 [n, d] or [1, d].
+    work: two arrays [n, d] to be overwritten, of the types of the first two
+      arguments, which may be given.
 
   Returns:
     Distances in nats, NumPy float64 [n].
@@ -111,5 +112,5 @@ def jeffreys_pairs(
   """
   term_nd = np.subtract(first_nd, second_nd, out=work[0])
   log_nd = np.subtract(first_log_nd, second_log_nd, out=work[1])
-  term_nd *= log_nd
-  return term_nd.sum(axis=1)
+  log_nd *= term_nd
+  return log_nd.sum(axis=1)

@@ -407,22 +407,32 @@ def common(candidates, label_n, least, target_ids):
 
   Source: least_sample_per_class of the release.
   """
-  if least < 2:
-    return candidates
-  count = np.bincount(label_n[selected(candidates)])
-  kept_m = np.append(count >= least, False)[
-    np.minimum(label_n[candidates.index], len(count))
-  ]
-  before = np.concatenate([[0], np.cumsum(kept_m)])
-  start, stop = before[candidates.start], before[candidates.stop]
-  if (bare := np.flatnonzero(start == stop)).size:
+  of = ''
+  if least > 1:
+    candidates = _without_rare(candidates, label_n, least)
+    of = f' in a source class of {least} selected images or more'
+  bare = np.flatnonzero(candidates.start >= candidates.stop)
+  if bare.size:
     raise UserError(
-      f'Every target image needs a neighbour in a source class of {least} '
-      f'selected images or more; {target_ids[bare[0]]} has none, of '
-      f'{len(bare)} target image{"s" if len(bare) > 1 else ""}. Lower '
-      'budget.least_per_class, or raise budget.initial.'
+      f'Every target image needs a neighbour{of}; {target_ids[bare[0]]} has '
+      f'none, of {len(bare)} target image{"s" if len(bare) > 1 else ""}. Raise '
+      'budget.initial, lower budget.least_per_class, or give a larger source.'
     )
-  return Candidates(index=candidates.index[kept_m], start=start, stop=stop)
+  return candidates
+
+
+def _without_rare(candidates, label_n, least):
+  """Candidates of classes that have at least so many of the distinct ones."""
+  count = np.bincount(
+    label_n[selected(candidates)], minlength=label_n.max() + 1
+  )
+  kept_m = (count >= least)[label_n[candidates.index]]
+  before = np.concatenate([[0], np.cumsum(kept_m)])
+  return Candidates(
+    index=candidates.index[kept_m],
+    start=before[candidates.start],
+    stop=before[candidates.stop],
+  )
 
 
 # (index_qk, budget_q, readable source positions, seed) -> Candidates.

@@ -73,3 +73,10 @@ def test_a_target_image_left_without_neighbours_is_named():
   with pytest.raises(UserError, match=r't:a .*least_per_class') as caught:
     selection.common(drawn, LABELS, 2, IDS)
   assert '1 target image' in str(caught.value)
+
+
+def test_a_row_without_readable_neighbours_is_named_without_the_option():
+  none = np.array([[5, 2], [-1, -1], [9, 3]])
+  drawn = selection.neighbours(none, np.array([2, 2, 2]), READABLE, 0)
+  with pytest.raises(UserError, match='needs a neighbour; t:b has none'):
+    selection.common(drawn, LABELS, 1, IDS)

@@ -63,7 +63,7 @@ def synthetic(dims, targets, images):
 def real(args, dims):
   """Counts of real images: Gabor at 64 pixels, or SqueezeNet's at 96."""
   from configs import folders
-  from sjft_jax import mesh, selection
+  from sjft_jax import mesh, retrieval
   from sjft_jax.data import datasets
 
   c = folders.get_config()
@@ -80,7 +80,7 @@ def real(args, dims):
   source = source.subset(order[: args.images])
   target = target.subset(np.arange(min(len(target), args.targets)))
   where = pathlib.Path(args.out) / f'edges-{dims}'
-  describer = selection.open_describer(c, where, mesh.make(), fit_on=target)
+  describer = retrieval.open_describer(c, where, mesh.make(), fit_on=target)
   counts = [
     np.concatenate(
       [b.counts_nd.astype(np.uint16) for b in describer.blocks(x, rows=1024)]

@@ -20,7 +20,7 @@ import time
 import numpy as np
 
 from configs import folders
-from sjft_jax import describe, mesh, selection
+from sjft_jax import describe, mesh, retrieval
 from sjft_jax.data import datasets
 
 
@@ -72,7 +72,7 @@ def main():
     )
   shutil.rmtree(args.out, ignore_errors=True)
   start = time.monotonic()
-  found = selection.find(c, target, source, args.out, mesh=mesh.make())
+  found = retrieval.find(c, target, source, args.out, mesh=mesh.make())
   seconds = time.monotonic() - start
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
   print(

@@ -15,7 +15,7 @@ import sys
 import numpy as np
 from matplotlib.figure import Figure
 
-from sjft_jax import files, main, mesh, selection, streams
+from sjft_jax import files, main, mesh, retrieval, streams
 from sjft_jax.data import preprocess
 from sjft_jax.errors import UserError
 
@@ -48,7 +48,7 @@ def explain(workdir, target_id, source_id, out, top):
   Raises:
     UserError: if there is no such search or image.
   """
-  run = selection.reopen(workdir, mesh.own(mesh.make()))
+  run = retrieval.reopen(workdir, mesh.own(mesh.make()))
   row = _position(run.target, target_id, 'target')
   index = _position(run.source, source_id, 'source')
   describer = run.describer

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from sjft_jax import main, mesh, selection, streams
+from sjft_jax import main, mesh, retrieval, streams
 from sjft_jax.errors import UserError
 
 # Two ways to sum thousands of float64 numbers differ by less, in nats.
@@ -47,7 +47,7 @@ def verify(workdir, *, targets, sources, seed):
   Raises:
     UserError: at the first thing that is wrong.
   """
-  run = selection.reopen(workdir, mesh.own(mesh.make()))
+  run = retrieval.reopen(workdir, mesh.own(mesh.make()))
   rng = np.random.default_rng(seed)
   rows = _draw(rng, len(run.target), targets)
   table = run.table

@@ -35,7 +35,7 @@ LAYERS = [
   ['tables', 'search', 'certificate'],
   ['evaluate', 'train'],
   ['repeats', 'guard'],
-  ['selection', 'learn'],
+  ['retrieval', 'selection', 'learn'],
   ['settings', 'report'],
   ['rounds'],
   ['sweep'],

@@ -11,7 +11,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from configs import folders
-from sjft_jax import explain, files, intake, mesh, selection, verify, workdirs
+from sjft_jax import explain, files, intake, mesh, retrieval, verify, workdirs
 from sjft_jax.errors import UserError
 
 NAMES = ('certificate.json', 'neighbours.parquet', 'edges.npz')
@@ -31,7 +31,7 @@ def settings(data, **changes):
 def search(c, workdir):
   workdirs.claim(workdir, c.to_dict())
   target, _, pool = intake.load(c, workdir)
-  selection.find(c, target, pool, workdir / 'selection', mesh=mesh.make())
+  retrieval.find(c, target, pool, workdir / 'selection', mesh=mesh.make())
   return workdir
 
 
@@ -91,20 +91,20 @@ def test_one_altered_byte_is_found(finished, tmp_path, name):
 
 @pytest.mark.parametrize('change', [1e-6, -1e-6])
 def test_a_wrong_distance_is_found(finished, monkeypatch, change):
-  reopen = selection.reopen
+  reopen = retrieval.reopen
 
   def altered(*args):
     run = reopen(*args)
     run.table.distance_qk[:, 0] += change
     return run
 
-  monkeypatch.setattr(selection, 'reopen', altered)
+  monkeypatch.setattr(retrieval, 'reopen', altered)
   with pytest.raises(UserError, match='nats apart, but the search has'):
     verify.verify(finished, targets=1, sources=1, seed=0)
 
 
 def test_a_neighbour_that_is_missing_is_found(finished, monkeypatch):
-  reopen = selection.reopen
+  reopen = retrieval.reopen
 
   def altered(*args):
     run = reopen(*args)
@@ -113,7 +113,7 @@ def test_a_neighbour_that_is_missing_is_found(finished, monkeypatch):
     run.table.distance_qk[:, :-1] = run.table.distance_qk[:, 1:].copy()
     return run
 
-  monkeypatch.setattr(selection, 'reopen', altered)
+  monkeypatch.setattr(retrieval, 'reopen', altered)
   with pytest.raises(UserError, match='nats apart, but the search has'):
     verify.verify(finished, targets=12, sources=149, seed=0)
 

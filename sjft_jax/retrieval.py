@@ -1,0 +1,294 @@
+"""The search of a run: its files, its resumption, and opening it again."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+from ml_collections import ConfigDict
+
+from sjft_jax import (
+  certificate,
+  describe,
+  files,
+  guard,
+  reuse,
+  search,
+  streams,
+  tables,
+)
+from sjft_jax import mesh as meshes
+from sjft_jax.data import datasets
+from sjft_jax.data.datasets import Dataset
+from sjft_jax.errors import UserError
+
+# What the edges depend on besides bank and images.
+_BINNING = ('bins', 'binning', 'fine_bins')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Neighbours:
+  """The search's answer.
+
+  index_qk: source positions, nearest first, int64 [q, k]; -1 where a row
+    ends because too few source images are readable.
+  unreadable: {source id: why} of the images that could not be decoded.
+  """
+
+  index_qk: np.ndarray
+  unreadable: dict
+
+
+def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
+  """Describes both sets and searches, or reads what an earlier start left.
+
+  Args:
+    c: every setting; `describe`, `budget.maximum` and `threads` are read.
+    target: data set of the target training images.
+    source: the pool.
+    directory: where edges.npz, neighbours.parquet and certificate.json go.
+    mesh: the devices.
+    donors: directories of finished searches; one of the same data and
+      settings is copied instead of searching again.
+
+  Returns:
+    The neighbours of every target image, nearest first.
+
+  Raises:
+    UserError: if the source is smaller than the depth of the search.
+  """
+  directory = pathlib.Path(directory)
+  first = meshes.share()[0] == 0
+  if not 0 < c.budget.initial <= c.budget.maximum <= len(source):
+    raise UserError(
+      'Needed 0 < budget.initial <= budget.maximum <= images in the source; '
+      f'came {c.budget.initial}, {c.budget.maximum}, {len(source)}. Lower the '
+      'budget or give a larger source.'
+    )
+  key = _key(c, target, source)
+  finished = directory / certificate.NAME
+  for donor in map(pathlib.Path, donors if first else ()):
+    theirs = donor / certificate.NAME
+    if directory.exists() or not theirs.exists():
+      continue
+    if files.read_json(theirs)['key'] == key:
+      with files.building(directory) as beside:
+        shutil.copytree(donor, beside)
+  if not finished.exists():
+    _search(c, target, source, directory, key, meshes.own(mesh))
+  files.wait_for(finished)
+  found = tables.read(directory / 'neighbours.parquet', target.ids, source.ids)
+  return Neighbours(
+    index_qk=found.index_qk,
+    unreadable=files.read_json(finished)['unreadable'],
+  )
+
+
+def _search(c, target, source, directory, key, mesh):
+  """This process's share of the search; the first process writes the files."""
+  fine = _open_fine(c, source, mesh) if c.describe.fine_bins else None
+  describer = open_describer(c, directory, mesh, fit_on=target, fine=fine)
+  described = streams.Described(describer, target)
+  kept = fine or describer
+  stream = streams.Described(kept, source)
+  if c.search.cache:
+    stream = streams.Cached(
+      kept, source, c.search.cache, _cache_key(c, kept, source)
+    )
+  if fine:
+    stream = reuse.Merged(stream, describer)
+  shards = directory / 'shards'
+  index, _ = share = meshes.share()
+  found = search.nearest(
+    described,
+    stream,
+    k=c.budget.maximum,
+    mesh=mesh,
+    directory=shards,
+    share=share,
+    rank=None if c.search.rank < 0 else c.search.rank,
+    operands=c.search.operands,
+  )
+  waited = kept.waited
+  print(
+    f'The search waited {waited["images"]:.1f} s for images to be decoded and '
+    f'{waited["devices"]:.1f} s for their histograms.'
+  )
+  if index == 0:
+    tables.write(
+      directory / 'neighbours.parquet', found.table, target.ids, source.ids
+    )
+    certificate.write(
+      directory,
+      key=key,
+      found=found,
+      describer=describer,
+      target=target,
+      source=source,
+    )
+  search.clear(shards, share)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Search:
+  """A finished search, opened again.
+
+  settings: of its run.
+  target, source: the data sets, as they were searched.
+  describer: that described both.
+  table: of the neighbours.
+  certificate: that vouches for them.
+  """
+
+  settings: ConfigDict
+  target: Dataset
+  source: Dataset
+  describer: describe.Describer
+  table: tables.Table
+  certificate: dict
+
+
+def reopen(workdir, mesh) -> Search:
+  """The finished search of a run.
+
+  Args:
+    workdir: directory of the run.
+    mesh: the devices.
+
+  Raises:
+    UserError: if there is none, or files or images are not as they were.
+  """
+  workdir = pathlib.Path(workdir)
+  directory = workdir / 'selection'
+  stored = certificate.read(directory)
+  c = ConfigDict(files.read_json(workdir / 'config.json')['settings'])
+  target, _ = datasets.open_target(c.target, c.seed, testing=False)
+  source = guard.remaining(datasets.open_pool(c.source), workdir)
+  rows = pq.read_table(directory / 'neighbours.parquet', columns=['target_id'])
+  searched = set(rows['target_id'].to_pylist())
+  target = target.subset(
+    [i for i, name in enumerate(target.ids.tolist()) if name in searched]
+  )
+  if _key(c, target, source) != stored['key']:
+    raise UserError(
+      f'The images or filter weights are not those of the search in '
+      f'{directory}. Restore them, or choose another --workdir.'
+    )
+  return Search(
+    settings=c,
+    target=target,
+    source=source,
+    describer=open_describer(c, directory, mesh),
+    table=tables.read(directory / 'neighbours.parquet', target.ids, source.ids),
+    certificate=stored,
+  )
+
+
+def _open_fine(c, source, mesh):
+  """The describer of the source's fine bins, kept in the cache."""
+  if not c.search.cache:
+    raise UserError(
+      'describe.fine_bins keeps the source for later targets, and needs '
+      'search.cache: set --config.search.cache=DIR.'
+    )
+  bank = describe.load_bank(c.describe)
+  run_on = dict(mesh=mesh, batch=c.describe.batch, threads=c.threads)
+  key = _digest([source.digest, c.describe.fine_bins, *_bank_parts(c)])
+  edges = pathlib.Path(c.search.cache).expanduser() / f'{key}.edges.npz'
+  if edges.exists():
+    return describe.load(edges, bank, **run_on)
+  fine = reuse.fit_fine(bank, source, bins=c.describe.fine_bins, **run_on)
+  fine.save(edges)
+  return fine
+
+
+def open_describer(c, directory, mesh, fit_on=None, fine=None):
+  """The describer of a search, from its edges or newly fitted.
+
+  Args:
+    c: every setting; `describe` and `threads` are read.
+    directory: of the search; edges.npz lies there, or is written there.
+    mesh: the devices.
+    fit_on: data set of the target training images, where there are no edges.
+    fine: describer among whose edges new ones are chosen; None for any.
+
+  Raises:
+    UserError: if describe.edges names a file that does not fit the bank.
+  """
+  bank = describe.load_bank(c.describe)
+  run_on = dict(mesh=mesh, batch=c.describe.batch, threads=c.threads)
+  edges = directory / 'edges.npz'
+  if edges.exists():
+    return describe.load(edges, bank, **run_on)
+  if c.describe.edges:
+    describer = _given_edges(c, bank, run_on)
+  else:
+    describer = describe.fit(
+      bank,
+      fit_on,
+      bins=c.describe.bins,
+      binning=c.describe.binning,
+      **run_on,
+    )
+  if fine:
+    describer = reuse.snap(describer, fine)
+  describer.save(edges)
+  return describer
+
+
+def _given_edges(c, bank, run_on):
+  needed = len(bank.layer_c), c.describe.bins
+  try:
+    describer = describe.load(c.describe.edges, bank, **run_on)
+    came = len(describer.edges_cb), describer.bins
+  except (OSError, ValueError, KeyError, IndexError) as error:
+    raise UserError(
+      f'describe.edges needs an edges.npz of another run; {c.describe.edges} '
+      f'could not be read: {error}'
+    ) from error
+  if came != needed:
+    raise UserError(
+      f'describe.edges needs edges of {needed[0]} channels and {needed[1]} '
+      f'bins; {c.describe.edges} has {came[0]} and {came[1]}. Take those of a '
+      'run with the same describe settings.'
+    )
+  return describer
+
+
+def _key(c, target, source):
+  """Digest of all that the neighbours depend on."""
+  binning = [c.describe[k] for k in _BINNING]
+  parts = [target.digest, source.digest, c.budget.maximum, *_bank_parts(c)]
+  parts.append(binning)
+  if c.describe.edges:
+    parts.append(_file_digest(c.describe.edges))
+  return _digest(parts)
+
+
+def _cache_key(c, describer, source):
+  """Digest of all that the source's counts depend on; the bins are edges."""
+  edges = np.ascontiguousarray(describer.edges_cb, '<f4').tobytes()
+  parts = [source.digest, hashlib.sha256(edges).hexdigest(), *_bank_parts(c)]
+  return _digest(parts)
+
+
+def _bank_parts(c):
+  free = (*_BINNING, 'batch', 'edges', 'weights')
+  parts = [{k: v for k, v in c.describe.items() if k not in free}]
+  if c.describe.weights:
+    parts.append(_file_digest(c.describe.weights))
+  return parts
+
+
+def _file_digest(path):
+  try:
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error}') from error
+
+
+def _digest(parts):
+  return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -38,7 +38,9 @@ class Screen:
     describer: gives fractions, logarithms, weights and their error.
     mesh: the source rows of a block are split over its devices.
     rank: directions of the short products; 0 for products over all bins, None
-      for 256 directions where they hold enough and save enough, else 0.
+      for 256 directions where they hold enough and save enough, else 0. With
+      bfloat16 they do not: its rounding loosens their bounds most, and XLA's
+      CPU backend is slow at bfloat16 products in a loop.
     operands: 'float32' or 'bfloat16', or 'auto' for the faster.
   """
 
@@ -119,6 +121,8 @@ class Screen:
     """The number of directions, and W float64 [d, r] as the devices hold it."""
     targets, dims = u_qd.shape
     wanted = 256 if rank is None else rank
+    if rank is None and self.operands == 'bfloat16':
+      return 0, None
     saves = wanted * (1 / dims + 1 / targets) < 0.7
     if wanted == 0 or (rank is None and not saves):
       return 0, None

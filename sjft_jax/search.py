@@ -28,6 +28,8 @@ _SHARD_NUMBERS = 2**29
 # all bins, and few directions leave two or three times as many pairs open: they
 # pay where the neighbours are a small enough part of the source.
 _EXACT_COST = 16
+# And finding the directions takes as long as screening this many images.
+_DIRECTIONS_COST = 2**17
 # A shard is also what is done again after a kill.
 _SHARD_IMAGES = 2**17
 
@@ -130,7 +132,7 @@ def nearest(
   for shard in sorted(done):
     take(shards.load(shard))
   mine = [s for s in shards.ranges[share[0] :: share[1]] if s not in done]
-  if rank is None and 8 * _EXACT_COST * k > len(source):
+  if rank is None and len(source) < max(_DIRECTIONS_COST, 8 * _EXACT_COST * k):
     rank = 0
   if mine:
     work = _Work(describer, target_qd, mesh, k + 1, rows, rank, operands)

@@ -103,13 +103,13 @@ def check(c, args, target, source, found):
       yield block.counts_nd
 
   # Weights and map sizes as the method states them, not as it holds them.
-  channels = [c_ for h, w, c_ in bank.shapes for _ in range(c_)]
+  filters = np.bincount(bank.layer_c)[bank.layer_c]
   pixels = [h * w for h, w, c_ in bank.shapes for _ in range(c_)]
   distance = brute_force(
     some.counts_nd.astype(float),
     stream(),
     np.repeat(np.array(pixels, float), args.bins),
-    np.repeat(1 / np.array(channels, float), args.bins),
+    np.repeat(1 / filters, args.bins),
   )
   position = np.concatenate(positions)
   differ = 0

@@ -22,8 +22,11 @@ from sjft_jax.ops import screen as kernels
 from sjft_jax.screen import Screen
 from sjft_jax.tables import Table
 
-# Counts of one shard that are held at a time.
-_SHARD_NUMBERS = 2**29
+# The counts of one shard are held: 2**24 numbers are 32 MB as uint16, and memory
+# does not grow with the source. But every shard of few images, against many
+# neighbours, leaves many pairs to float64.
+_SHARD_NUMBERS = 2**24
+_SHARD_LEAST = 2**12
 # A float64 distance takes the time of about this many in the products over
 # all bins, and few directions leave two or three times as many pairs open: they
 # pay where the neighbours are a small enough part of the source.
@@ -161,7 +164,8 @@ def nearest(
 def _grid(images, dims, processes, shard_images):
   """Images per shard: few shards, but every process has its share."""
   if shard_images is None:
-    shard_images = min(_SHARD_IMAGES, _SHARD_NUMBERS // dims)
+    shard_images = max(_SHARD_LEAST, _SHARD_NUMBERS // dims)
+    shard_images = min(_SHARD_IMAGES, shard_images)
     shard_images = min(shard_images, -(-images // processes))
     # Shards begin where the units of a cache do.
     shard_images = -(-shard_images // streams.UNIT) * streams.UNIT

@@ -4,6 +4,8 @@ The same command again goes on where it was stopped. Settings of the config
 are changed by flags: --config.group.field=value.
 """
 
+import ast
+import contextlib
 import errno
 import os
 import signal
@@ -90,9 +92,13 @@ def parse(argv):
           '--config=configs/folders.py --workdir=runs/mine'
         )
   except (AttributeError, KeyError) as error:
+    reason = str(error.args[0])
     # ml_collections passes the repr of its own message on.
-    reason = str(error.args[0]).replace("\\'", "'").replace('\\n', '. ')
-    raise UserError(f'No such setting: {reason} {listed}') from error
+    with contextlib.suppress(SyntaxError, ValueError):
+      reason = str(ast.literal_eval(reason))
+    reason = '. '.join(filter(None, reason.splitlines()))
+    stop = '' if reason.endswith(('.', '?')) else '.'
+    raise UserError(f'No such setting: {reason}{stop} {listed}') from error
   except (flags.Error, TypeError, ValueError) as error:
     raise UserError(f'{error}. {listed}') from error
   except ModuleNotFoundError as error:

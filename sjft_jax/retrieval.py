@@ -189,11 +189,6 @@ def reopen(workdir, mesh) -> Search:
 
 def _open_fine(c, source, mesh):
   """The describer of the source's fine bins, kept in the cache."""
-  if not c.search.cache:
-    raise UserError(
-      'describe.fine_bins keeps the source for later targets, and needs '
-      'search.cache: set --config.search.cache=DIR.'
-    )
   bank = describe.load_bank(c.describe)
   run_on = dict(mesh=mesh, batch=c.describe.batch, threads=c.threads)
   key = _digest([source.digest, c.describe.fine_bins, *_bank_parts(c)])

@@ -106,6 +106,17 @@ def check(c):
       'describe.weights',
       'a file written by sjft_jax.convert',
     )
+  if c.describe.fine_bins:
+    need(
+      c.describe.fine_bins >= c.describe.bins,
+      'describe.fine_bins',
+      f'0 or at least {c.describe.bins} (describe.bins)',
+    )
+    need(
+      c.search.cache,
+      'search.cache',
+      'a directory that keeps the source, for describe.fine_bins',
+    )
   if c.pretrain.steps:
     need(
       c.pretrain.warmup < c.pretrain.steps,

@@ -78,3 +78,14 @@ def test_a_conv_bank_needs_weights():
   c.describe.bank = 'conv'
   with pytest.raises(UserError, match=r"describe\.weights .*, not ''"):
     settings.check(c)
+
+
+def test_fine_bins_need_a_place_and_more_of_them():
+  c = default.get_config()
+  c.describe.fine_bins = c.describe.bins - 1
+  with pytest.raises(
+    UserError, match=r'fine_bins must be 0 or at least 32.*; search\.cache must'
+  ):
+    settings.check(c)
+  c.describe.fine_bins, c.search.cache = 512, 'cache'
+  settings.check(c)

@@ -17,7 +17,7 @@ BUILDERS = [
 LAYERS = [
   ['errors', 'files', 'progress'],
   ['ops.cosine', 'ops.divergence', 'ops.gabor', 'ops.hardness'],
-  ['ops.histograms'],
+  ['ops.groups', 'ops.histograms'],
   ['ops.losses', 'ops.quantiles', 'ops.release_edges'],
   ['ops.screen', 'ops.topk'],
   ['ops.likeness'],

@@ -15,6 +15,7 @@ from sjft_jax.errors import UserError
 from sjft_jax.models import alexnet, squeezenet, weight_files
 from sjft_jax.models.convention import Convention
 from sjft_jax.models.frozen import Network
+from sjft_jax.ops import groups
 
 NETWORKS = {
   'alexnet_caffe': alexnet.CAFFE,
@@ -105,18 +106,10 @@ def load(
     frozenset(layers),
     activation == 'before',
     weights.convention,
-    _together(),
   )
   chosen = tuple(name for name in network.names if name in layers)
   function = jax.tree_util.Partial(responses, arrays)
   return function, chosen, weights.convention
-
-
-def _together():
-  """Images that pass the network at a time."""
-  # On CPUs a batch misses the caches: one by one is 1.5 x as fast. The other
-  # number is untried, large enough to fill an accelerator.
-  return 1 if jax.default_backend() == 'cpu' else 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,19 +120,12 @@ class _Responses:
   chosen: frozenset[str]
   before: bool
   convention: Convention
-  together: int
 
   def __call__(self, arrays, image_nhwc):
-    # Always as many images in one pass, so that every image meets the same
-    # program whatever the size of its batch.
-    n, *shape = image_nhwc.shape
-    short = -n % self.together
-    image_nhwc = jnp.pad(image_nhwc, ((0, short), (0, 0), (0, 0), (0, 0)))
-    passes = jax.lax.map(
-      functools.partial(self._respond, arrays),
-      image_nhwc.reshape(-1, self.together, *shape),
-    )
-    return [x.reshape(-1, *x.shape[2:])[:n] for x in passes]
+    respond = functools.partial(self._respond, arrays)
+    one = jax.ShapeDtypeStruct((1, *image_nhwc.shape[1:]), image_nhwc.dtype)
+    shapes = [r.shape[1:] for r in jax.eval_shape(respond, one)]
+    return groups.over(respond, image_nhwc, groups.size(shapes))
 
   def _respond(self, arrays, image_nhwc):
     found = self.network.responses(self.convention(image_nhwc), arrays)

@@ -10,6 +10,7 @@ from sjft_jax import translate
 from sjft_jax.errors import UserError
 from sjft_jax.models import conv_bank, weight_files
 from sjft_jax.models.frozen import Conv, Fire, LocalNorm, Network, Pool
+from sjft_jax.ops import groups
 from tests.parity import weights
 
 PARITY = pathlib.Path(__file__).parent.parent / 'parity'
@@ -206,9 +207,9 @@ def test_torchvision_alexnet_equals_torchvision(write):
     assert_near(response, fixture[layer])
 
 
-@pytest.mark.parametrize('together', [1, 3])
+@pytest.mark.parametrize('together', [1, 3, 8])
 def test_an_image_alone_responds_as_in_a_batch(write, monkeypatch, together):
-  monkeypatch.setattr(conv_bank, '_together', lambda: together)
+  monkeypatch.setattr(groups, 'size', lambda shapes: together)
   image = weights.random_image(5, 45, 45, 3)
   responses, *_ = load(write(random_weights('small')), SMALL.names)
   respond = jax.jit(responses)

@@ -22,10 +22,10 @@ from sjft_jax.ops import screen as kernels
 from sjft_jax.screen import Screen
 from sjft_jax.tables import Table
 
-# The counts of one shard are held: 2**24 numbers are 32 MB as uint16, and
+# The counts of one shard are held: 2**26 numbers are 128 MB as uint16, and
 # memory does not grow with the source. But every shard of few images, against
 # many neighbours, leaves many pairs to float64.
-_SHARD_NUMBERS = 2**24
+_SHARD_NUMBERS = 2**26
 _SHARD_LEAST = 2**12
 # A float64 distance takes the time of about this many in the products over
 # all bins, and few directions leave two or three times as many pairs open: they

@@ -314,8 +314,8 @@ def fit(
           progress.bar(steps * images, label, initial=first * images)
         )
       state, metrics = step_fn(state, batch)
-      asked = meshes.anywhere(preemption.asked(), mesh)
       stop = bool(unsettled) and settle(*unsettled)
+      asked = meshes.anywhere(preemption.asked(), mesh)
       unsettled = done, metrics, asked
       due = done == steps or (save_every and done % save_every == 0)
       if stop or (save and due):

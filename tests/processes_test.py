@@ -26,6 +26,7 @@ from sjft_jax import (
   tables,
 )
 from sjft_jax.data import datasets, pipelines
+from sjft_jax.errors import UserError
 from sjft_jax.models import resnet, trunks
 from tests.described import Describer, Stream, counts
 
@@ -157,6 +158,44 @@ def test_processes_leave_the_bytes_of_one(tmp_path):
   assert not (directory / 'shards').exists()
 
 
+def unlucky(address, count, index, event):
+  """What ends one process, or all."""
+  index = int(index)
+  processes.start(
+    address, int(count), index, heartbeat=5, shutdown=10, connect=60
+  )
+
+  def refuse():
+    raise UserError(f'Refused by process {index}.')
+
+  def work():
+    assert processes.gathered(index) == [0, 1]
+    assert processes.told(lambda: [index, 'told']) == [0, 'told']
+    if event == 'all':
+      processes.told(refuse)
+    elif index:
+      refuse() if event == 'one' else os.kill(os.getpid(), signal.SIGKILL)
+    processes.meet()
+
+  return processes.leave(main.guarded(work))
+
+
+@pytest.mark.parametrize('event', ['all', 'one', 'death'])
+def test_no_process_outlives_another_and_each_has_a_last_line(event):
+  ended = ends(start(unlucky, 2, 1, event), timeout=40)
+  (code, first), (other, second) = ended
+  last, last_of_other = (x.splitlines()[-1] for x in (first, second))
+  if event == 'all':
+    assert (code, other) == (2, 2), ended
+    assert last == last_of_other == 'sjft_jax: Refused by process 0.'
+  else:
+    assert code not in (0, 2)
+    assert 'process 0 of 2 was ended' in last
+    assert other == (2 if event == 'one' else -signal.SIGKILL)
+    said = 'Refused by process 1' if event == 'one' else 'process 1 of 2 was'
+    assert said in last_of_other
+
+
 # --- The whole command --------------------------------------------------------
 
 
@@ -201,6 +240,7 @@ def command(address, count, index, directory, stop_at, *given):
 
   After update `stop_at` the last process is sent SIGTERM; 0: never.
   """
+  several = int(count) > 1
   record(directory, int(index), int(count))
   write = metrics.Writer.__call__
 
@@ -210,16 +250,13 @@ def command(address, count, index, directory, stop_at, *given):
       os.kill(os.getpid(), signal.SIGTERM)
 
   metrics.Writer.__call__ = stop
-  return main.run(
-    [
-      'main',
-      '--multihost',
-      f'--coordinator={address}',
-      f'--processes={count}',
-      f'--process={index}',
-      *given,
-    ]
+  together = (
+    '--multihost',
+    f'--coordinator={address}',
+    f'--processes={count}',
+    f'--process={index}',
   )
+  return main.run(['main', *(together if several else ()), *given])
 
 
 def record(directory, index, count, replace=setattr):
@@ -291,6 +328,19 @@ def assert_same(one, other):
   a, b = (np.load(run / 'rounds/0/posteriors.npz') for run in (one, other))
   for kind in ('train_probability', 'test_probability'):
     np.testing.assert_allclose(a[kind], b[kind], rtol=0, atol=1e-5)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(data, reference, tmp_path):
+  given = flags(data, tmp_path / 'run')
+  ((code, said),) = ends(start(command, 1, 4, tmp_path, 2, *given))
+  assert code == 0, said
+  assert 'Stopped by SIGTERM after update 4, which is saved' in said
+  ((code, said),) = ends(start(command, 1, 4, tmp_path, 0, *given))
+  assert code == 0, said
+  assert not (tmp_path / 'batch-6-0-1.json').exists()
+  for name in ('selection/neighbours.parquet', 'rounds/0/posteriors.npz'):
+    one, other = (d / 'run' / name for d in (reference, tmp_path))
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_two_processes_of_two_devices_train_as_one_of_four(

@@ -161,7 +161,7 @@ def run(argv) -> int:
     code = guarded(_work, argv)
   except Exception:
     traceback.print_exc()
-  if _MULTIHOST.value:
+  if flags.FLAGS.is_parsed() and _MULTIHOST.value:
     from sjft_jax import processes
 
     code = processes.leave(code)

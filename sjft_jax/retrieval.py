@@ -15,6 +15,7 @@ from sjft_jax import (
   describe,
   files,
   guard,
+  processes,
   reuse,
   search,
   streams,
@@ -61,7 +62,6 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
     UserError: if the source is smaller than the depth of the search.
   """
   directory = pathlib.Path(directory)
-  first = meshes.share()[0] == 0
   if not 0 < c.budget.initial <= c.budget.maximum <= len(source):
     raise UserError(
       'Needed 0 < budget.initial <= budget.maximum <= images in the source; '
@@ -70,15 +70,22 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
     )
   key = _key(c, target, source)
   finished = directory / certificate.NAME
-  for donor in map(pathlib.Path, donors if first else ()):
-    theirs = donor / certificate.NAME
-    if directory.exists() or not theirs.exists():
-      continue
-    if files.read_json(theirs)['key'] == key:
-      with files.building(directory) as beside:
-        shutil.copytree(donor, beside)
-  if not finished.exists():
+
+  def is_finished():
+    for donor in map(pathlib.Path, donors):
+      theirs = donor / certificate.NAME
+      if directory.exists() or not theirs.exists():
+        continue
+      if files.read_json(theirs)['key'] == key:
+        with files.building(directory) as beside:
+          shutil.copytree(donor, beside)
+    return finished.exists()
+
+  # One process decides: another that came later would find a search finished
+  # in whose collectives the first one waits.
+  if not processes.told(is_finished):
     _search(c, target, source, directory, key, meshes.own(mesh))
+  search.clear(directory / 'shards')
   files.wait_for(finished)
   found = tables.read(directory / 'neighbours.parquet', target.ids, source.ids)
   return Neighbours(
@@ -100,15 +107,13 @@ def _search(c, target, source, directory, key, mesh):
     )
   if fine:
     stream = reuse.Merged(stream, describer)
-  shards = directory / 'shards'
-  index, _ = share = meshes.share()
   found = search.nearest(
     described,
     stream,
     k=c.budget.maximum,
     mesh=mesh,
-    directory=shards,
-    share=share,
+    directory=directory / 'shards',
+    share=meshes.share(),
     rank=None if c.search.rank < 0 else c.search.rank,
     operands=c.search.operands,
   )
@@ -117,7 +122,7 @@ def _search(c, target, source, directory, key, mesh):
     f'The search waited {waited["images"]:.1f} s for images to be decoded and '
     f'{waited["devices"]:.1f} s for their histograms.'
   )
-  if index == 0:
+  if processes.first():
     tables.write(
       directory / 'neighbours.parquet', found.table, target.ids, source.ids
     )
@@ -129,7 +134,6 @@ def _search(c, target, source, directory, key, mesh):
       target=target,
       source=source,
     )
-  search.clear(shards, share)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -193,7 +197,7 @@ def _open_fine(c, source, mesh):
   run_on = dict(mesh=mesh, batch=c.describe.batch, threads=c.threads)
   key = _digest([source.digest, c.describe.fine_bins, *_bank_parts(c)])
   edges = pathlib.Path(c.search.cache).expanduser() / f'{key}.edges.npz'
-  if edges.exists():
+  if processes.told(edges.exists):
     return describe.load(edges, bank, **run_on)
   fine = reuse.fit_fine(bank, source, bins=c.describe.fine_bins, **run_on)
   fine.save(edges)
@@ -216,7 +220,7 @@ def open_describer(c, directory, mesh, fit_on=None, fine=None):
   bank = describe.load_bank(c.describe)
   run_on = dict(mesh=mesh, batch=c.describe.batch, threads=c.threads)
   edges = directory / 'edges.npz'
-  if edges.exists():
+  if processes.told(edges.exists):
     return describe.load(edges, bank, **run_on)
   if c.describe.edges:
     describer = _given_edges(c, bank, run_on)

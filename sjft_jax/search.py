@@ -16,7 +16,7 @@ import shutil
 
 import numpy as np
 
-from sjft_jax import exact, files, progress, streams
+from sjft_jax import exact, files, processes, progress, streams
 from sjft_jax import mesh as meshes
 from sjft_jax.ops import screen as kernels
 from sjft_jax.screen import Screen
@@ -175,16 +175,11 @@ def _grid(images, dims, processes, shard_images):
   ]
 
 
-def clear(directory, share):
+def clear(directory):
   """Removes finished shards, once every process has read them."""
-  index, count = share
-  directory = pathlib.Path(directory)
-  if index:
-    (directory / f'read-{index}').touch()
-    return
-  for other in range(1, count):
-    files.wait_for(directory / f'read-{other}')
-  shutil.rmtree(directory)
+  processes.meet()
+  if processes.first():
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 class _Shards:

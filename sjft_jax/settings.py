@@ -19,6 +19,7 @@ CHOICES = {
   'model.stem': tuple(resnet.STEMS),
   'model.variant': tuple(resnet.VARIANTS),
   'model.averages': tuple(two_heads.AVERAGES),
+  'model.statistics': tuple(trunks.STATISTICS),
   'model.dtype': ('float32', 'bfloat16'),
   'optim.rule': tuple(optim.RULES),
   'optim.schedule': tuple(learn.SCHEDULES),

@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 import scipy.stats
 
-from sjft_jax import files, report, rounds, settings, workdirs
+from sjft_jax import files, processes, report, rounds, settings, workdirs
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
 
@@ -29,14 +29,20 @@ def run(c, workdir, mesh):
   """
   workdir = pathlib.Path(workdir)
   _check(c)
-  workdirs.claim(workdir, c.to_dict())
   page = workdir / 'report' / 'index.html'
-  if page.exists():
+
+  def is_finished():
+    workdirs.claim(workdir, c.to_dict())
+    return page.exists()
+
+  if processes.told(is_finished):
     print(f'{workdir} is finished: nothing was done, nothing has changed.\n')
   elif c.arms:
     _compare(c, workdir, mesh)
   else:
     rounds.run(c, workdir, mesh)
+  if not processes.first():
+    return
   print(report.summary_table(files.read_json(workdir / 'results.json')))
   neighbours = workdir / 'selection' / 'neighbours.parquet'
   if neighbours.exists():
@@ -70,20 +76,24 @@ def _compare(c, workdir, mesh):
       done.append(directory)
       for stage, spent in results[arm][-1]['seconds'].items():
         seconds[stage] = round(seconds.get(stage, 0) + spent, 2)
-  files.write_json(
-    workdir / 'results.json',
-    {
-      'arms': summarise(results, {a: c.arms[a].title for a in c.arms}),
-      'seconds': seconds,
-      **workdirs.provenance(),
-    },
-  )
-  # One run stands for all in the galleries: the last arm's first seed.
-  arm = list(c.arms)[-1]
-  example = _settings(c, arm, 0)
-  train, _ = datasets.open_target(example.target, example.seed)
-  pool = datasets.open_pool(example.source)
-  report.write_comparison(workdir, workdir / 'runs' / f'{arm}-0', train, pool)
+
+  def finish():
+    files.write_json(
+      workdir / 'results.json',
+      {
+        'arms': summarise(results, {a: c.arms[a].title for a in c.arms}),
+        'seconds': seconds,
+        **workdirs.provenance(),
+      },
+    )
+    # One run stands for all in the galleries: the last arm's first seed.
+    arm = list(c.arms)[-1]
+    example = _settings(c, arm, 0)
+    train, _ = datasets.open_target(example.target, example.seed)
+    pool = datasets.open_pool(example.source)
+    report.write_comparison(workdir, workdir / 'runs' / f'{arm}-0', train, pool)
+
+  processes.told(finish)
 
 
 def _settings(c, arm, seed):

@@ -15,13 +15,13 @@ BUILDERS = [
 # From the bottom up. A module may import from the groups above its own line
 # here, and within its group from those before it.
 LAYERS = [
-  ['errors', 'files', 'progress'],
+  ['errors', 'files', 'preemption', 'progress'],
   ['ops.cosine', 'ops.divergence', 'ops.gabor', 'ops.hardness'],
   ['ops.groups', 'ops.histograms'],
   ['ops.losses', 'ops.quantiles', 'ops.release_edges'],
   ['ops.screen', 'ops.topk'],
   ['ops.likeness'],
-  ['mesh', 'workdirs', 'optim', 'checkpoints', 'metrics'],
+  ['processes', 'mesh', 'workdirs', 'optim', 'checkpoints', 'metrics'],
   ['data.preprocess', 'data.packaged', 'data.packs', 'data.datasets'],
   ['data.pipelines'],
   ['data.bad_images', 'data.fingerprints', 'data.hashes'],

@@ -11,7 +11,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from sjft_jax import mesh
 from sjft_jax.models import conv_bank, frozen, resnet
+
+# Whose images a micro-batch's statistics are of -> axis they are averaged over.
+STATISTICS = {'global': mesh.AXIS, 'device': None}
 
 
 class Plain(nn.Module):
@@ -68,6 +72,7 @@ def _residual(make, c):
     momentum=c.momentum,
     dtype=c.dtype,
     remat=c.remat,
+    axis_name=STATISTICS[c.statistics],
   )
 
 

@@ -1,11 +1,14 @@
 """Files that are whole or absent: written beside, then renamed."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
 import shutil
 import time
+
+from sjft_jax.errors import UserError
 
 # Between two looks for a file of another process.
 POLL_SECONDS = 0.2
@@ -69,3 +72,16 @@ def wait_for(path):
 def read_json(path):
   """The value of a JSON file."""
   return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+
+
+def digest(path) -> str:
+  """SHA-256 of a file, in hex.
+
+  Raises:
+    UserError: if it cannot be read.
+  """
+  try:
+    with open(path, 'rb') as file:
+      return hashlib.file_digest(file, 'sha256').hexdigest()
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error}') from error

@@ -96,12 +96,12 @@ def withhold(c, train, test, pool, workdir, donors=()):
       f'listed in {directory / "quarantine.csv"}.',
       flush=True,
     )
-  return _without(pool, record['withheld'])
+  return pool.without(record['withheld'])
 
 
 def remaining(pool, workdir):
   """The pool as `withhold` returned it to the run in `workdir`."""
-  return _without(pool, _record(workdir).get('withheld', ()))
+  return pool.without(_record(workdir).get('withheld', ()))
 
 
 def require(workdir, train, test, pool):
@@ -178,12 +178,6 @@ def _record(workdir) -> dict:
   return files.read_json(path) if path.exists() else {}
 
 
-def _without(pool, ids):
-  if not ids:
-    return pool
-  return pool.subset(np.flatnonzero(~np.isin(pool.ids, list(ids))))
-
-
 # --- The check ----------------------------------------------------------------
 
 
@@ -213,7 +207,7 @@ def _check(c, train, test, pool, directory, key):
     {
       'checked': c.guard.enabled,
       'key': key,
-      'remaining': _without(pool, withheld).digest,
+      'remaining': pool.without(withheld).digest,
       'test_images': len(test),
       'test_images_exposed': len(exposed),
       'train_images': len(train),

@@ -96,15 +96,19 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
 
 def _search(c, target, source, directory, key, mesh):
   """This process's share of the search; the first process writes the files."""
-  fine = _open_fine(c, source, mesh) if c.describe.fine_bins else None
+  # A cache is of the whole source, whatever is withheld for this target.
+  whole = source.whole or source
+  fine = _open_fine(c, whole, mesh) if c.describe.fine_bins else None
   describer = open_describer(c, directory, mesh, fit_on=target, fine=fine)
   described = streams.Described(describer, target)
   kept = fine or describer
-  stream = streams.Described(kept, source)
+  stream = streams.Described(kept, whole)
   if c.search.cache:
     stream = streams.Cached(
-      kept, source, c.search.cache, _cache_key(c, kept, source)
+      kept, whole, c.search.cache, _cache_key(c, kept, whole)
     )
+  if source.whole:
+    stream = streams.Within(stream, source.place)
   if fine:
     stream = reuse.Merged(stream, describer)
   found = search.nearest(
@@ -117,6 +121,8 @@ def _search(c, target, source, directory, key, mesh):
     rank=None if c.search.rank < 0 else c.search.rank,
     operands=c.search.operands,
   )
+  if source.whole:
+    found = _in_places(found, source.place)
   waited = kept.waited
   print(
     f'The search waited {waited["images"]:.1f} s for images to be decoded and '
@@ -134,6 +140,22 @@ def _search(c, target, source, directory, key, mesh):
       target=target,
       source=source,
     )
+
+
+def _in_places(found, place):
+  """What was found in the whole source, by positions in what is left of it."""
+  index_qk = found.table.index_qk
+  at_qk = np.searchsorted(place, index_qk)
+  table = tables.Table(
+    found.table.distance_qk, np.where(index_qk >= 0, at_qk, -1)
+  )
+  # Ascending places: order, ties and what is next to what stay as they were.
+  return dataclasses.replace(
+    found,
+    table=table,
+    shards=[tuple(np.searchsorted(place, shard)) for shard in found.shards],
+    bad={int(np.searchsorted(place, i)): why for i, why in found.bad.items()},
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -262,8 +284,10 @@ def _key(c, target, source):
   binning = [c.describe[k] for k in _BINNING]
   parts = [target.digest, source.digest, c.budget.maximum, *_bank_parts(c)]
   parts.append(binning)
+  if c.describe.fine_bins:  # They are chosen by the whole source.
+    parts.append((source.whole or source).digest)
   if c.describe.edges:
-    parts.append(_file_digest(c.describe.edges))
+    parts.append(files.digest(c.describe.edges))
   return _digest(parts)
 
 
@@ -278,15 +302,8 @@ def _bank_parts(c):
   free = (*_BINNING, 'batch', 'edges', 'weights')
   parts = [{k: v for k, v in c.describe.items() if k not in free}]
   if c.describe.weights:
-    parts.append(_file_digest(c.describe.weights))
+    parts.append(files.digest(c.describe.weights))
   return parts
-
-
-def _file_digest(path):
-  try:
-    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
-  except OSError as error:
-    raise UserError(f'{path} cannot be read: {error}') from error
 
 
 def _digest(parts):

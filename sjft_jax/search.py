@@ -268,7 +268,7 @@ class _Work:
     index, reason = zip(*bad, strict=True) if bad else ((), ())
     return {
       'pairs': mine.pairs(start, stop),
-      'images': seen - start,
+      'images': good + len(bad),
       'good': good,
       'opened': open_pairs.opened,
       'evaluated_q': first_q + widened_q,

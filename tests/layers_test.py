@@ -5,11 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+from sjft_jax import prepare
+
 PACKAGE = pathlib.Path(__file__).parent.parent / 'sjft_jax'
 
 BUILDERS = [
-  f'data.builders.{name}.{name}_dataset_builder'
-  for name in ('caltech256', 'indoor67', 'places205', 'tiny_imagenet')
+  f'data.builders.{name}.{name}_dataset_builder' for name in prepare.NAMES
 ]
 
 # From the bottom up. A module may import from the groups above its own line
@@ -23,7 +24,7 @@ LAYERS = [
   ['ops.likeness'],
   ['processes', 'mesh', 'workdirs', 'optim', 'checkpoints', 'metrics'],
   ['data.preprocess', 'data.packaged', 'data.packs', 'data.datasets'],
-  ['data.pipelines'],
+  ['data.pipelines', 'data.recorded'],
   ['data.bad_images', 'data.fingerprints', 'data.hashes'],
   ['models.convention', 'models.frozen', 'models.weight_files'],
   ['models.alexnet', 'models.squeezenet', 'models.conv_bank'],
@@ -92,7 +93,7 @@ def test_neither_tensorflow_nor_torch_is_imported():
   code = (
     'import sys; import sjft_jax.main, sjft_jax.sweep, sjft_jax.predict, '
     'sjft_jax.verify, sjft_jax.explain, sjft_jax.convert, sjft_jax.export, '
-    'sjft_jax.prepare; sjft_jax.prepare.builders(); '
+    'sjft_jax.prepare as p; [p.builder_class(n) for n in p.NAMES]; '
     'print(sorted({"tensorflow", "torch", "keras"} & set(sys.modules)))'
   )
   out = subprocess.run(

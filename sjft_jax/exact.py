@@ -17,9 +17,9 @@ from sjft_jax.errors import UserError
 from sjft_jax.ops import divergence
 
 # Bins of the source images that are held as float64 at a time.
-_TILE = 2**19
-# Pairs that one call computes.
-_PAIRS = 2**12
+_TILE = 2**21
+# Pairs that one call computes: many, as each reads every target's bins.
+_PAIRS = 2**14
 
 
 class Exact:

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 EPSILON = 2.2204e-16
 
 # Partial sums of a pair, several of a processor's vectors; and how many such
-# vectors are added between two turns of a loop.
+# parts make a block of bins.
 _LANES = 32
-_UNROLL = 64
+_PARTS = 16
 
 
 def pairwise_jeffreys(target_qd, source_sd, weight_d, epsilon=EPSILON):
@@ -125,27 +125,24 @@ def jeffreys_pairs(
     for x in (first_qd, first_log_qd, second_sd, second_log_sd)
   ]
 
-  def pair(i, distance_n):
-    place = row_n[i], row_n[i], column_n[i], column_n[i]
+  def block(b, distance_n):
+    start = jnp.asarray(b * width, row_n.dtype)
 
-    def add(block, sum_l):
-      start = jnp.asarray(block * width, row_n.dtype)
+    def pair(i, distance_n):
+      place = row_n[i], row_n[i], column_n[i], column_n[i]
       p, log_p, q, log_q = (
         jax.lax.dynamic_slice(x, (at, start), (1, width))[0]
         for x, at in zip(arrays, place, strict=True)
       )
-      term = (p - q).astype(sum_l.dtype) * (log_p - log_q)
+      term = (p - q).astype(distance_n.dtype) * (log_p - log_q)
       # A sum of slices: XLA's CPU backend does not vectorise row sums.
-      for part in jnp.split(term, parts):
-        sum_l += part
-      return sum_l
+      return distance_n.at[i].add(sum(jnp.split(term, parts)).sum())
 
-    zero_l = jnp.zeros(_LANES, first_log_qd.dtype)
-    sum_l = jax.lax.fori_loop(0, blocks, add, zero_l)
-    return distance_n.at[i].set(sum_l.sum())
+    return jax.lax.fori_loop(0, many, pair, distance_n)
 
+  # Blocks outside: of long descriptors, a block of all rows stays in a cache.
   zero_n = jnp.zeros(len(row_n), first_log_qd.dtype)
-  return jax.lax.fori_loop(0, many, pair, zero_n)
+  return jax.lax.fori_loop(0, blocks, block, zero_n)
 
 
 def whole_width(dims: int) -> int:
@@ -155,6 +152,6 @@ def whole_width(dims: int) -> int:
 
 
 def _blocks(dims):
-  """Turns of the loop over the bins, and vectors that each of them adds."""
-  blocks = -(-dims // (_LANES * _UNROLL))
+  """Blocks of bins, and parts in each of them."""
+  blocks = -(-dims // (_LANES * _PARTS))
   return blocks, -(-dims // (_LANES * blocks))

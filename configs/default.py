@@ -86,7 +86,7 @@ def get_config():
 
   # The network.
   c.model = ConfigDict()
-  c.model.trunk = 'resnet152'  # 26, 50, 101, 152, or a bank's network
+  c.model.trunk = 'resnet152'  # 26, 50, 101, 152; bit_r50; a bank's network
   c.model.width = 1.0  # 0.5 = half the kernels per layer
   c.model.stem = 'imagenet'  # imagenet (7x7/2, pool), strided or small (3x3)
   c.model.variant = 'caffe'  # caffe (identity mappings) or v1.5 (torchvision)

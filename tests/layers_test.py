@@ -28,7 +28,7 @@ LAYERS = [
   ['data.bad_images', 'data.fingerprints', 'data.hashes'],
   ['models.convention', 'models.frozen', 'models.weight_files'],
   ['models.alexnet', 'models.squeezenet', 'models.conv_bank'],
-  ['models.resnet', 'models.trunks'],
+  ['models.resnet', 'models.bit', 'models.trunks'],
   ['models.two_heads', 'models.pretrained'],
   ['formats.caffe_file', 'formats.npz_file', 'formats.torch_file'],
   ['translate'],

@@ -313,12 +313,12 @@ def _convolution(features, side=1, stride=1, *, dtype, name):
     (side, side),
     (stride, stride),
     padding=side // 2,
-    conv_general_dilated=_convolve,
+    conv_general_dilated=convolve,
     **shared,
   )
 
 
-def _convolve(x_nhwc, kernel_hwio, strides, padding, **options):
+def convolve(x_nhwc, kernel_hwio, strides, padding, **options):
   """As XLA has it; as one product where the kernel is larger than the map."""
   h, w, i, o = kernel_hwio.shape
   if x_nhwc.shape[1] >= h and x_nhwc.shape[2] >= w:

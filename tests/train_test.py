@@ -100,6 +100,19 @@ def test_eight_devices_are_one():
   assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(states[8]))
 
 
+@pytest.mark.parametrize('trunk', ['linear', 'resnet'])
+def test_eight_devices_have_the_gradient_of_one(trunk):
+  # After one update without decay the momentum is the gradient by the rate.
+  momenta = [
+    fit(compiled(trunk, devices=n, decay=0.0), batches(1), 1).opt_state
+    for n in (1, 8)
+  ]
+  for one, eight in zip(*map(jax.tree.leaves, momenta), strict=True):
+    largest = np.abs(one).max()
+    assert np.abs(np.asarray(eight) - one).max() <= 1e-5 * largest
+  assert max(np.abs(x).max() for x in jax.tree.leaves(momenta[0])) > 0.01
+
+
 @pytest.mark.parametrize('scan', [True, False])
 def test_sharded_parameters_train_the_same(monkeypatch, scan):
   monkeypatch.setattr(mesh, '_SPLIT_LEAST', 8)

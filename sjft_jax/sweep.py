@@ -30,6 +30,7 @@ def run(c, workdir, mesh):
   workdir = pathlib.Path(workdir)
   _check(c)
   page = workdir / 'report' / 'index.html'
+  processes.agree(c.to_dict(), 'settings')
 
   def is_finished():
     workdirs.claim(workdir, c.to_dict())

@@ -162,7 +162,7 @@ def unlucky(address, count, index, event):
   """What ends one process, or all."""
   index = int(index)
   processes.start(
-    address, int(count), index, heartbeat=5, shutdown=10, connect=60
+    address, int(count), index, heartbeat=10, shutdown=10, connect=60
   )
 
   def refuse():
@@ -185,7 +185,7 @@ def unlucky(address, count, index, event):
 
 @pytest.mark.parametrize('event', ['all', 'one', 'death'])
 def test_no_process_outlives_another_and_each_has_a_last_line(event):
-  ended = ends(start(unlucky, 2, 1, event), timeout=40)
+  ended = ends(start(unlucky, 2, 1, event), timeout=120)
   (code, first), (other, second) = ended
   last, last_of_other = (x.splitlines()[-1] for x in (first, second))
   if event == 'all':

@@ -84,6 +84,11 @@ def get_config():
   c.hardness.min_entropy = 0.1  # d, nats
   c.hardness.views = 'centre'  # of a training image: centre, ten or dense
 
+  # Selected source images whose label the network and their neighbours doubt
+  # are listed, never removed.
+  c.suspects = ConfigDict()
+  c.suspects.neighbours = 10  # asked about an image; 0 = no list
+
   # The network.
   c.model = ConfigDict()
   c.model.trunk = 'resnet152'  # 26, 50, 101, 152; bit_r50; a bank's network

@@ -57,6 +57,7 @@ def get_config():
   c.describe.crop = 0  # pixels; 0 = as the bank's filters were made for
   c.describe.bins = 32  # per channel; the release: 32 Gabor, 100 AlexNet
   c.describe.binning = 'paper'  # paper (bins of equal mass) or caffe
+  c.describe.reduced = False  # decode JPEGs at 1/2 to 1/8, if that is enough
   c.describe.batch = 32  # images
   c.describe.decimate = False  # gabor: coarse scales at fewer points
   c.describe.weights = ''  # conv: a file written by sjft_jax.convert

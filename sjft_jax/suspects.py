@@ -13,6 +13,7 @@ may both be right about one picture.
 
 import csv
 import dataclasses
+import itertools
 import pathlib
 
 import numpy as np
@@ -31,6 +32,7 @@ COLUMNS = (
   'neighbours_with_label',
   'neighbours_with_suggested',
 )
+_SHOWN = 24  # images in the report
 _ASKED = 256  # images whose neighbours are looked for at a time
 _CHUNK = 2**16  # images among which
 
@@ -150,6 +152,26 @@ def stage(c, learner, variables, pool, index, workdir) -> dict:
   if processes.first():
     _write(pathlib.Path(workdir) / NAME, found, selected)
   return {'images': len(selected), 'suspects': len(found.index)}
+
+
+def shown(workdir, results) -> dict | None:
+  """What the report says of the list; None where there is none.
+
+  Args:
+    workdir: directory of the run.
+    results: what results.json holds.
+
+  Returns:
+    'images' and 'suspects' as `stage` returned them, and 'table' of the first
+    ones: 'head' and 'rows' of texts.
+  """
+  found, path = results.get('label_suspects'), pathlib.Path(workdir) / NAME
+  if not found or not path.exists():
+    return None
+  with open(path, newline='', encoding='utf-8') as file:
+    rows = list(itertools.islice(csv.reader(file), _SHOWN + 1))
+  head = [name.replace('_', ' ') for name in rows[0]]
+  return found | {'table': {'head': head, 'rows': rows[1:]}}
 
 
 def _write(path, found, selected):

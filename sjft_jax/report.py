@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sjft_jax import files
+from sjft_jax import files, suspects
 from sjft_jax.data import datasets, preprocess
 
 # Ranks of the gallery. Source: Ge & Yu, CVPR 2017, figure 2.
@@ -210,6 +210,7 @@ def _run(workdir, target, source) -> dict:
     'certificate': list(_flat(certificate)),
     'bad': [row.values() for row in _csv(workdir / 'bad_images.csv')],
     'guard': _guard(workdir, results),
+    'suspects': suspects.shown(workdir, results),
   }
   pairs = workdir / 'selection' / 'neighbours.parquet'
   # A random selection searches too, for its size, but draws from elsewhere.

@@ -36,7 +36,7 @@ LAYERS = [
   ['tables', 'search', 'certificate'],
   ['evaluate', 'train'],
   ['repeats', 'guard'],
-  ['retrieval', 'selection', 'learn'],
+  ['retrieval', 'selection', 'learn', 'suspects'],
   ['settings', 'report'],
   ['rounds'],
   ['sweep'],

@@ -5,7 +5,7 @@
 # To try things out, and to find faults before a cluster does. Ends when all
 # processes have; its exit code is the largest of theirs. The same command
 # resumes, also with another N. SIGTERM and SIGINT are passed on to all.
-# Run by us on Linux, with 1 to 4 processes.
+# Run by us on Linux, with one and two processes.
 set -euo pipefail
 
 usage='usage: launch/local_processes.sh N DEVICES_EACH CONFIG WORKDIR [flags]'

@@ -13,12 +13,12 @@ from sjft_jax import (
   guard,
   intake,
   learn,
-  report,
   selection,
   workdirs,
 )
 from sjft_jax.errors import UserError
 from sjft_jax.ops import hardness
+from sjft_jax.report import pages
 
 
 def run(c, workdir, mesh, donors=()):
@@ -93,7 +93,7 @@ def run(c, workdir, mesh, donors=()):
     results['selection'] = _borrowed(pool, candidates(budget_q))
   results['guard'] = guard.exposure(workdir, test, tests)
   files.write_json(workdir / 'results.json', results | workdirs.provenance())
-  report.write_run(workdir, target, pool)
+  pages.write_run(workdir, target, pool)
   return results
 
 

@@ -11,9 +11,10 @@ import pathlib
 import numpy as np
 import scipy.stats
 
-from sjft_jax import files, report, rounds, settings, workdirs
+from sjft_jax import files, rounds, settings, workdirs
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
+from sjft_jax.report import pages, summary
 
 
 def run(c, workdir, mesh):
@@ -37,7 +38,7 @@ def run(c, workdir, mesh):
     _compare(c, workdir, mesh)
   else:
     rounds.run(c, workdir, mesh)
-  print(report.summary_table(files.read_json(workdir / 'results.json')))
+  print(summary.table(files.read_json(workdir / 'results.json')))
   neighbours = workdir / 'selection' / 'neighbours.parquet'
   if neighbours.exists():
     print(f'\nThe neighbours: {neighbours}')
@@ -83,7 +84,7 @@ def _compare(c, workdir, mesh):
   example = _settings(c, arm, 0)
   train, _ = datasets.open_target(example.target, example.seed)
   pool = datasets.open_pool(example.source)
-  report.write_comparison(workdir, workdir / 'runs' / f'{arm}-0', train, pool)
+  pages.write_comparison(workdir, workdir / 'runs' / f'{arm}-0', train, pool)
 
 
 def _settings(c, arm, seed):

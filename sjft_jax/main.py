@@ -112,12 +112,16 @@ def parse(argv):
   return _CONFIG.value, _WORKDIR.value
 
 
-def _work(argv):
-  c, workdir = parse(argv)
+def run(c, workdir):
+  """Makes the run or the comparison that was asked for."""
   # The devices are first asked for here, after every check that needs none.
-  from sjft_jax import mesh, sweep
+  from sjft_jax import experiment, mesh
 
-  sweep.run(c, workdir, mesh.make())
+  experiment.run(c, workdir, mesh.make())
+
+
+def _work(argv):
+  run(*parse(argv))
 
 
 if __name__ == '__main__':

@@ -41,9 +41,10 @@ LAYERS = [
   ['report.galleries', 'report.run', 'report.comparison', 'report.summary'],
   ['report.pages'],
   ['rounds'],
-  ['sweep'],
+  ['intervals', 'tuning', 'arms'],
+  ['experiment'],
   ['main'],
-  ['convert', 'predict', 'export', 'verify', 'explain'],
+  ['sweep', 'convert', 'predict', 'export', 'verify', 'explain'],
   ['data.builders.archives', *BUILDERS],
   ['prepare'],
 ]

@@ -31,6 +31,8 @@ def table(arms) -> list[list[str]]:
   reference = next(iter(arms.values()))['title']
   head = ['Arm', 'Mean class accuracy, %', *['Rounds fused, %'] * fused]
   head += [f'Points against {reference}', 'Verdict']
+  published = any(arm.get('published') for arm in arms.values())
+  head += ['Published, %'] * published
   rows = [[*head, *(f'Images of {name}' for name in sources)]]
   for i, arm in enumerate(arms.values()):
     several = len(arm['mean_class_accuracy']) > 1
@@ -41,6 +43,8 @@ def table(arms) -> list[list[str]]:
         wording.percent(np.mean(arm['fused']) if arm.get('fused') else None)
       )
     row += [_difference(arm), _verdict(arm)] if i else ['-', '-']
+    if published:
+      row.append(f'{arm["published"]:.1f}' if arm.get('published') else '-')
     borrowed = arm.get('images_selected') or {}
     rows.append(
       [*row, *(wording.count(borrowed.get(name)) for name in sources)]
@@ -48,23 +52,16 @@ def table(arms) -> list[list[str]]:
   return rows
 
 
-def _interval(arm) -> tuple[float, float] | None:
-  """The 95 % interval of the difference; None where one seed has none."""
-  low, high = arm.get('difference_interval') or (None, None)
-  known = None not in (low, high) and math.isfinite(high - low)
-  return (low, high) if known else None
-
-
 def _difference(arm) -> str:
   text = wording.points(arm['difference_mean'])
-  if interval := _interval(arm):
+  if interval := arm.get('difference_interval'):
     text += ' [{}, {}]'.format(*map(wording.points, interval))
   return text
 
 
 def _verdict(arm) -> str:
-  if not (interval := _interval(arm)):
-    return 'one seed'
+  if not (interval := arm.get('difference_interval')):
+    return 'too few seeds'
   low, high = interval
   return 'gain' if low > 0 else 'loss' if high < 0 else 'no gain shown'
 
@@ -80,7 +77,7 @@ def sentence(arms, name) -> str:
     return f'{text}.'
   text += f', {wording.points(arm["difference_mean"])} points against '
   text += f'{reference["title"]}'
-  if interval := _interval(arm):
+  if interval := arm.get('difference_interval'):
     text += ' (95 % interval {} to {})'.format(*map(wording.points, interval))
   return f'{text}.' if _verdict(arm) == 'gain' else f'{text}: {_verdict(arm)}.'
 
@@ -95,7 +92,7 @@ def figures(workdir, arms) -> Iterator[dict | None]:
     accuracy.append(dots)
     if i:
       values = 100 * np.asarray(arm['difference'], float)
-      low, high = _interval(arm) or (math.nan, math.nan)
+      low, high = arm.get('difference_interval') or (math.nan, math.nan)
       mean = 100 * arm['difference_mean']
       dots = plots.Dots(arm['title'], values, mean, 100 * low, 100 * high)
       difference.append(dots)
@@ -106,7 +103,10 @@ def figures(workdir, arms) -> Iterator[dict | None]:
   note = 'A circle is a seed; the bar, their mean and its 95 % interval.'
   yield plots.dots('difference', title, 'points', difference, note, first=1)
 
-  results = {name: record.run_results(workdir, name) for name in arms}
+  # An arm that averages others has no runs.
+  results = {
+    name: runs for name in arms if (runs := record.run_results(workdir, name))
+  }
   note = 'Mean over the seeds; band: one standard deviation.'
   for name, title, unit, value in (
     ('arm-accuracy', 'Accuracy over the rounds', 'per cent', _test_percent),

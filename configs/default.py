@@ -154,6 +154,6 @@ def get_config():
   # Every arm's rate and length are chosen, on folds of the training images.
   c.tune = ConfigDict()
   c.tune.folds = 0  # 0 = not tuned
-  c.tune.learning_rates = ()
-  c.tune.steps = ()  # updates of all rounds together
+  c.tune.learning_rates = ()  # tried at the first of the lengths
+  c.tune.steps = ()  # lengths: updates of all rounds together
   return c

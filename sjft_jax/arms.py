@@ -10,7 +10,7 @@ import copy
 
 import numpy as np
 
-from sjft_jax import evaluate, intervals, rounds, settings, tuning
+from sjft_jax import evaluate, files, intervals, rounds, settings, tuning
 from sjft_jax.errors import UserError
 
 
@@ -62,12 +62,14 @@ def compare(c, workdir, mesh) -> dict:
     What results.json holds: `arms`, `seconds` and, of a tuned comparison,
     `tuning`.
   """
-  tuned = tuning.tune(
-    c, {arm: settings_of(c, arm, 0) for arm in _trained(c)}, workdir, mesh
-  )
-  found, seconds, done = {arm: [] for arm in names(c)}, {}, []
+  found, seconds = {arm: [] for arm in names(c)}, {}
+  tuned, done = {}, []
   for seed in range(c.seeds):
     for arm in _trained(c):
+      if c.tune.folds and not seed:
+        own = settings_of(c, arm, 0)
+        tuned[arm] = tuning.tune(c, arm, own, workdir, mesh, done)
+        files.write_json(workdir / 'tuning.json', tuned)
       print(f'== {arm}, seed {seed} (of 0..{c.seeds - 1})', flush=True)
       directory = _directory(workdir, arm, seed)
       own = settings_of(c, arm, seed, tuned)

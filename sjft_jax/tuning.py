@@ -1,16 +1,15 @@
 """Learning rate and length of every arm, by one rule, on training folds alone.
 
-The training images of seed 0 are cut into folds; with every pair of a rate and
-a length an arm is trained without a fold and asked about it. What is right most
+The training images of seed 0 are cut into folds; with a rate and a length an
+arm is trained without a fold and asked about it. The pair that is right most
 often, over the folds, is taken for all seeds. Test images are never opened.
 """
 
 import copy
-import itertools
 
 import numpy as np
 
-from sjft_jax import files, rounds
+from sjft_jax import rounds
 from sjft_jax.errors import UserError
 
 
@@ -42,52 +41,59 @@ def check(c):
     )
 
 
-def tune(c, settings, workdir, mesh) -> dict:
-  """Finds a learning rate and a length for every arm.
+def tune(c, arm, own, workdir, mesh, done) -> dict:
+  """Finds a learning rate and a length for an arm.
+
+  All rates are tried at the first length, then the other lengths at the best
+  rate: as many runs as there are rates and lengths, less one, for each fold.
 
   Args:
     c: every setting of the comparison; `tune` is read.
-    settings: {arm: the settings of its run of seed 0}.
+    arm: its name.
+    own: the settings of its run of seed 0.
     workdir: directory of the comparison; the runs are left in its `tuning`.
     mesh: the devices.
+    done: directories of finished runs, to take over from; these are added.
 
   Returns:
-    {arm: {'chosen': arguments of `apply`, 'tried': one row per pair}}, where a
-    row holds the pair and the mean class accuracy of each fold. Among equal
-    means the pair that comes first in the settings is chosen: lengths, and
-    rates within each. Empty if nothing is to be tuned.
+    {'chosen': arguments of `apply`, 'tried': one row per pair}, where a row
+    holds the pair and the mean class accuracy of each fold. Among equal means
+    the one tried first is chosen.
   """
-  if not c.tune.folds:
-    return {}
-  tuned, done = {}, []
-  pairs = list(itertools.product(c.tune.steps, c.tune.learning_rates))
-  for arm, own in settings.items():
-    tried = []
-    for steps, rate in pairs:
-      accuracies = []
-      for fold in range(c.tune.folds):
-        name = f'{arm}-{steps}-{rate:g}-{fold}'
-        print(f'== tuning {name}', flush=True)
-        trial = copy.deepcopy(own)
-        apply(trial, steps=steps, learning_rate=rate)
-        trial.target.folds, trial.target.fold = c.tune.folds, fold
-        directory = workdir / 'tuning' / name
-        result = rounds.run(trial, directory, mesh, donors=done)
-        done.append(directory)
-        accuracies.append(result['mean_class_accuracy'])
-      tried.append(
-        {
-          'steps': steps,
-          'learning_rate': rate,
-          'mean_class_accuracy': accuracies,
-        }
-      )
-    means = [np.mean(row['mean_class_accuracy']) for row in tried]
-    best = tried[int(np.argmax(means))]
-    chosen = {name: best[name] for name in ('steps', 'learning_rate')}
-    tuned[arm] = {'chosen': chosen, 'tried': tried}
-    files.write_json(workdir / 'tuning.json', tuned)
-  return tuned
+  tried = []
+
+  def trial(steps, rate):
+    accuracies = []
+    for fold in range(c.tune.folds):
+      name = f'{arm}-{steps}-{rate:g}-{fold}'
+      print(f'== tuning {name}', flush=True)
+      settings = copy.deepcopy(own)
+      apply(settings, steps=steps, learning_rate=rate)
+      settings.target.folds, settings.target.fold = c.tune.folds, fold
+      directory = workdir / 'tuning' / name
+      result = rounds.run(settings, directory, mesh, donors=done)
+      done.append(directory)
+      accuracies.append(result['mean_class_accuracy'])
+    tried.append(
+      {
+        'steps': steps,
+        'learning_rate': rate,
+        'mean_class_accuracy': accuracies,
+      }
+    )
+
+  def best():
+    # The first of the largest.
+    return max(tried, key=lambda row: np.mean(row['mean_class_accuracy']))
+
+  first, *others = c.tune.steps
+  for rate in c.tune.learning_rates:
+    trial(first, rate)
+  rate = best()['learning_rate']
+  for steps in others:
+    trial(steps, rate)
+  chosen = {name: best()[name] for name in ('steps', 'learning_rate')}
+  return {'chosen': chosen, 'tried': tried}
 
 
 def apply(c, *, steps, learning_rate):

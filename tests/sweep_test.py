@@ -139,6 +139,9 @@ def test_an_arm_runs_with_what_was_best_on_its_folds(finished):
   assert tuned == results(finished)['tuning']
   assert list(tuned) == ['plain', 'picked']
   for arm, found in tuned.items():
+    # The rates at the first length, then the other lengths at the best rate.
+    pairs = [(row['steps'], row['learning_rate']) for row in found['tried']]
+    assert pairs == [(2, 0.1), (2, 0.01), (4, 0.01)]
     means = [np.mean(row['mean_class_accuracy']) for row in found['tried']]
     best = found['tried'][int(np.argmax(means))]
     assert found['chosen'] == {
@@ -156,7 +159,7 @@ def test_an_arm_runs_with_what_was_best_on_its_folds(finished):
 def test_no_fold_holds_a_test_image(finished):
   train, test = datasets.open_target(small().target, 0)
   tested = set()
-  for path in (finished / 'tuning').glob('plain-2-0.01-*/rounds/1/*.npz'):
+  for path in (finished / 'tuning').glob('plain-4-0.01-*/rounds/1/*.npz'):
     with np.load(path) as file:
       ids = file['test_id'].tolist()
       assert not tested & set(ids)

@@ -106,7 +106,9 @@ def parse(argv):
       f'{error}. The configs are read from the folder that holds them: go to '
       'the root of the project and give the command there.'
     ) from error
-  file = config_flags.get_config_filename(flags.FLAGS['config'])
+  # What follows a colon is an argument of its get_config.
+  name = config_flags.get_config_filename(flags.FLAGS['config'])
+  file = name.partition(':')[0]
   if not os.path.isfile(file):
     raise UserError(f'--config must name a Python file; there is no {file}.')
   return _CONFIG.value, _WORKDIR.value

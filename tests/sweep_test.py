@@ -221,11 +221,13 @@ def test_rounds_share_the_updates():
   assert (c.train.steps, c.optim.learning_rate) == (4, 0.5)
 
 
-def test_one_run_is_no_sweep(tmp_path):
+# What follows a colon is an argument of the config.
+@pytest.mark.parametrize('config', ['folders.py', 'folders.py:one,two'])
+def test_one_run_is_no_sweep(tmp_path, config):
   done = subprocess.run(
     [
       *(sys.executable, '-m', 'sjft_jax.sweep'),
-      '--config=configs/folders.py',
+      f'--config=configs/{config}',
       f'--workdir={tmp_path}',
     ],
     cwd=ROOT,

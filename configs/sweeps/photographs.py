@@ -5,9 +5,9 @@
       --config.target.train=DIR --config.target.test=DIR
 
 The number is that of the training images a class, drawn anew for each of five
-seeds; the test images are all used. weights/squeezenet.safetensors is SqueezeNet
-v1.0 as sjft_jax.convert writes it, for the trunk and, its first layer, for the
-descriptors. Made for images of 64 to 96 pixels, as Tiny-ImageNet's (35,000) as
+seeds; the test images are all used. weights/squeezenet.safetensors is made by
+sjft_jax.convert of SqueezeNet v1.0, for the trunk and, its first layer, for the
+descriptors. Sized for images of 64 to 96 pixels: Tiny-ImageNet's (35,000) as
 source, Oxford Flowers 102 or Caltech 101 as target.
 
 Every arm gets a learning rate and a length by the same rule on folds of the

@@ -41,13 +41,14 @@ def check(c):
   for arm in c.arms:
     averaged = c.arms[arm].get('average')
     if averaged is None:
-      settings.check(settings_of(c, arm, 0))
+      own = settings_of(c, arm, 0)
+      settings.check(own)
+      tuning.check(c, own)
     elif not averaged or not all(other in _trained(c) for other in averaged):
       raise UserError(
         f'arms.{arm}.average must name arms that are trained '
         f'({", ".join(_trained(c))}), not {", ".join(averaged) or "none"}.'
       )
-  tuning.check(c)
 
 
 def compare(c, workdir, mesh) -> dict:

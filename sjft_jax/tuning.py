@@ -9,15 +9,16 @@ import copy
 
 import numpy as np
 
-from sjft_jax import rounds
+from sjft_jax import rounds, settings
 from sjft_jax.errors import UserError
 
 
-def check(c):
+def check(c, own):
   """Refuses a tuning that makes no sense.
 
   Args:
-    c: every setting; `tune`, `optim.schedule` and `rounds` are read.
+    c: every setting of the comparison; `tune` is read.
+    own: the settings of an arm.
 
   Raises:
     UserError: in one line.
@@ -29,16 +30,16 @@ def check(c):
       'tune needs folds >= 2 and values of learning_rates and steps; came '
       f'{c.tune.folds}, {c.tune.learning_rates}, {c.tune.steps}.'
     )
-  if c.optim.schedule != 'cosine':
+  if own.optim.schedule != 'cosine':
     raise UserError(
       'tune.steps needs optim.schedule=cosine, which ends with a round whatever'
-      f' its length; came {c.optim.schedule}.'
+      f' its length; came {own.optim.schedule}.'
     )
-  if min(c.tune.steps) < c.rounds or min(c.tune.learning_rates) <= 0:
-    raise UserError(
-      f'tune needs rates above 0 and an update for each of {c.rounds} rounds '
-      f'(rounds); came {c.tune.learning_rates} and {c.tune.steps}.'
-    )
+  trial = copy.deepcopy(own)
+  apply(
+    trial, steps=min(c.tune.steps), learning_rate=min(c.tune.learning_rates)
+  )
+  settings.check(trial)
 
 
 def tune(c, arm, own, workdir, mesh, done) -> dict:
@@ -67,11 +68,11 @@ def tune(c, arm, own, workdir, mesh, done) -> dict:
     for fold in range(c.tune.folds):
       name = f'{arm}-{steps}-{rate:g}-{fold}'
       print(f'== tuning {name}', flush=True)
-      settings = copy.deepcopy(own)
-      apply(settings, steps=steps, learning_rate=rate)
-      settings.target.folds, settings.target.fold = c.tune.folds, fold
+      trial_c = copy.deepcopy(own)
+      apply(trial_c, steps=steps, learning_rate=rate)
+      trial_c.target.folds, trial_c.target.fold = c.tune.folds, fold
       directory = workdir / 'tuning' / name
-      result = rounds.run(settings, directory, mesh, donors=done)
+      result = rounds.run(trial_c, directory, mesh, donors=done)
       done.append(directory)
       accuracies.append(result['mean_class_accuracy'])
     tried.append(

@@ -203,7 +203,9 @@ def test_a_killed_sweep_does_no_finished_run_again(tmp_path, capsys):
     ({'arms.both.average': ()}, 'not none'),
     ({'tune.folds': 1}, 'folds >= 2'),
     ({'tune.learning_rates': ()}, 'values of learning_rates'),
-    ({'tune.steps': (1,)}, 'an update for each of 2 rounds'),
+    ({'tune.steps': (1,)}, 'train.steps must be at least 1'),
+    ({'tune.learning_rates': (0.0,)}, 'learning_rate must be above 0'),
+    ({'optim.warmup': 1}, 'optim.warmup must be below 1'),
     ({'optim.schedule': 'step'}, 'schedule=cosine'),
   ],
 )

@@ -73,10 +73,14 @@ def get_config():
   c.search.operands = 'auto'  # of its screen: float32, bfloat16 or auto
 
   # Selection: K images of the source for every target image.
-  c.selection = 'neighbours'  # neighbours, random (as many), all or none
+  # neighbours; or, to be compared with: features (nearest by the pooled feature
+  # of model.weights), labelled (what the images of a class have in common),
+  # classes (whole source classes), random (as many images), all, none.
+  c.selection = 'neighbours'
   c.budget = ConfigDict()
   c.budget.initial = 100  # K0
   c.budget.maximum = 1000  # cap on K, and the depth of the search
+  c.budget.images = 0  # N, distinct source images in all; 0 = as K has it
   c.budget.least_per_class = 1  # source classes with fewer images are dropped
   c.hardness = ConfigDict()
   c.hardness.add_wrong = 4.0  # s0, in units of K0

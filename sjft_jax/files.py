@@ -1,11 +1,14 @@
 """Files that are whole or absent: written beside, then renamed."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
 import shutil
 import time
+
+from sjft_jax.errors import UserError
 
 # Between two looks for a file of another process.
 POLL_SECONDS = 0.2
@@ -58,6 +61,18 @@ def write_json(path, value):
 def json_bytes(value) -> bytes:
   """The bytes of the file that `write_json` writes."""
   return f'{json.dumps(value, indent=2, ensure_ascii=False)}\n'.encode()
+
+
+def sha256(path) -> str:
+  """Of the content of a file, in hex.
+
+  Raises:
+    UserError: if it cannot be read.
+  """
+  try:
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error}') from error
 
 
 def wait_for(path):

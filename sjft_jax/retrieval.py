@@ -259,7 +259,7 @@ def _key(c, target, source):
   parts = [target.digest, source.digest, c.budget.maximum, *_bank_parts(c)]
   parts.append(binning)
   if c.describe.edges:
-    parts.append(_file_digest(c.describe.edges))
+    parts.append(files.sha256(c.describe.edges))
   return _digest(parts)
 
 
@@ -274,15 +274,8 @@ def _bank_parts(c):
   free = (*_BINNING, 'batch', 'edges', 'weights')
   parts = [{k: v for k, v in c.describe.items() if k not in free}]
   if c.describe.weights:
-    parts.append(_file_digest(c.describe.weights))
+    parts.append(files.sha256(c.describe.weights))
   return parts
-
-
-def _file_digest(path):
-  try:
-    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
-  except OSError as error:
-    raise UserError(f'{path} cannot be read: {error}') from error
 
 
 def _digest(parts):

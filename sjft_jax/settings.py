@@ -35,6 +35,7 @@ AT_LEAST = {
     'describe.fine_bins',
     'hardness.add_wrong', 'hardness.add_unsure', 'hardness.min_entropy',
     'pretrain.seed', 'pretrain.steps', 'pretrain.warmup',
+    'budget.images',
     'train.source_batch', 'train.target_weight', 'train.source_weight',
     'train.checkpoint_every', 'optim.momentum', 'optim.weight_decay',
     'model.momentum', 'train.most_per_label', 'train.label_smoothing',
@@ -117,6 +118,12 @@ def check(c):
       c.describe.weights,
       'describe.weights',
       'a file written by sjft_jax.convert',
+    )
+  if c.selection == 'features':
+    need(
+      c.model.weights,
+      'model.weights',
+      'the trunk whose feature selects (selection=features)',
     )
   if c.describe.fine_bins:
     need(

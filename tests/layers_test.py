@@ -33,7 +33,7 @@ LAYERS = [
   ['translate'],
   ['intake', 'describe', 'streams', 'reuse', 'screen', 'exact'],
   ['tables', 'search', 'certificate'],
-  ['evaluate', 'train'],
+  ['evaluate', 'train', 'features'],
   ['repeats', 'guard'],
   ['retrieval', 'selection', 'learn'],
   ['settings'],

@@ -9,6 +9,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import traverse_util
 from ml_collections import FrozenConfigDict
 
 from configs import default
@@ -127,3 +128,20 @@ def test_rows_differ_from_each_other():
 def test_an_unknown_row_is_refused():
   with pytest.raises(ValueError, match=r'Rows are fine_tuning.*, not best'):
     flowers.get_config('best')
+
+
+DOCUMENTS = [
+  'README.md',
+  *(f'docs/{n}.md' for n in ('index', 'guide', 'paper')),
+]
+
+
+@pytest.mark.parametrize('name', DOCUMENTS)
+def test_the_documents_name_settings_and_configs_that_exist(name):
+  text = (CONFIGS.parent / name).read_text(encoding='utf-8')
+  flat = traverse_util.flatten_dict(default.get_config().to_dict(), sep='.')
+  flat = {re.sub(r'^source\.main\.', 'source.NAME.', key) for key in flat}
+  for setting in re.findall(r'--config\.([\w.]+)', text):
+    assert re.sub(r'^source\.\w+\.', 'source.NAME.', setting) in flat, setting
+  for config in re.findall(r'--config=configs/([\w/]+\.py)', text):
+    assert (CONFIGS / config).exists(), config

@@ -104,8 +104,14 @@ def figures(workdir, arms) -> Iterator[dict | None]:
   yield plots.dots('difference', title, 'points', difference, note, first=1)
 
   # An arm that averages others has no runs.
+  directories = {
+    name: found
+    for name in arms
+    if (found := record.run_directories(workdir, name))
+  }
   results = {
-    name: runs for name in arms if (runs := record.run_results(workdir, name))
+    name: [record.read(path / 'results.json') for path in found]
+    for name, found in directories.items()
   }
   note = 'Mean over the seeds; band: one standard deviation.'
   for name, title, unit, value in (
@@ -123,6 +129,36 @@ def figures(workdir, arms) -> Iterator[dict | None]:
         plots.Line(arms[arm]['title'], [*values], mean, mean - std, mean + std)
       )
     yield plots.curves(name, title, 'round', unit, lines, note=note)
+
+  lines = []
+  for arm, found in directories.items():
+    series = [record.losses(path / 'metrics.jsonl')[0] for path in found]
+    series = [points.get('target_loss') or [] for points in series]
+    # Seeds of a killed comparison may be of different lengths.
+    shortest = min(map(len, series))
+    if shortest:
+      mean = np.mean([points[:shortest] for points in series], axis=0)
+      lines.append(plots.Line(arms[arm]['title'], *plots.thin(mean, 60)))
+  title, note = 'Loss on the target', 'Mean over the seeds.'
+  yield plots.curves('arm-loss', title, 'updates', 'nats', lines, note=note)
+
+
+def tuning_table(tuning, arms) -> list[list[str]]:
+  """Head and rows: what every arm was tried with, and what was chosen."""
+  rows = [['Arm', 'Learning rate', 'Updates', 'Right on folds, %', 'Chosen']]
+  for arm, found in tuning.items():
+    for tried in found['tried']:
+      chosen = all(tried[k] == v for k, v in found['chosen'].items())
+      rows.append(
+        [
+          arms[arm]['title'],
+          f'{tried["learning_rate"]:g}',
+          wording.count(tried['steps']),
+          wording.percent(np.mean(tried['mean_class_accuracy'])),
+          'yes' if chosen else '-',
+        ]
+      )
+  return rows
 
 
 def _test_percent(r) -> float:

@@ -66,6 +66,9 @@ def write_comparison(
     'name': workdir.name,
     'sentence': wording.typeset(comparison.sentence(arms, arm)),
     'arms': wording.typeset_table(comparison.table(arms)),
+    'tuning': wording.typeset_table(
+      comparison.tuning_table(results.get('tuning', {}), arms)
+    ),
     'arm_plots': list(filter(None, comparison.figures(workdir, arms))),
     'example': f'{arms[arm]["title"]}, seed {seed}',
     'seconds': record.seconds(results),

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import itertools
+import math
 import re
 import textwrap
 import warnings
@@ -144,6 +145,39 @@ def dots(name, title, unit, arms, note, first=0) -> dict | None:
     alt.append(f'{arm.label}: {mean}, from {low} to {high}.')
   svg = _svg(name, ' '.join(alt), 0.7 + 0.6 * len(arms), paint)
   return {'title': title, 'note': note, 'key': [], 'svg': svg}
+
+
+def thin(points, most) -> np.ndarray:
+  """At most so many points, the means of neighbouring ones; float [2, n]."""
+  size = math.ceil(len(points) / most) or 1
+  means = [
+    np.mean(points[i : i + size], axis=0) for i in range(0, len(points), size)
+  ]
+  return np.transpose(means)
+
+
+def matrix(name, title, value_cc, note) -> dict:
+  """Values from 0 to 1 as cells, the darker the larger; rows from the top."""
+
+  def paint(axes):
+    axes.set(xlabel='answer', ylabel='true class', xticks=[], yticks=[])
+    axes.grid(visible=False)
+    # One colour on any ground; small shares must still be seen.
+    colour = np.array([31, 127, 138, 0]) / 255
+    image_ccr = np.tile(colour, (*value_cc.shape, 1))
+    image_ccr[..., 3] = np.sqrt(value_cc)
+    axes.imshow(image_ccr, interpolation='nearest')
+
+  diagonal = np.diagonal(value_cc).mean()
+  alt = (
+    f'{title}: on average {wording.percent(diagonal)} % lie on the diagonal.'
+  )
+  return {
+    'title': title,
+    'note': note,
+    'key': [],
+    'svg': _svg(name, alt, 4.6, paint),
+  }
 
 
 def _svg(name, alt, height, paint) -> markupsafe.Markup:

@@ -69,26 +69,62 @@ def class_name(source, label) -> str:
   return f'{name} ({group})' if len(source.sources) > 1 else name
 
 
-def run_results(workdir, arm) -> list[dict]:
-  """`results.json` of every seed of an arm, by seed."""
+def run_directories(workdir, arm) -> list:
+  """The directory of every seed of an arm, by seed."""
   name = re.compile(re.escape(arm) + r'-(\d+)')
   found = {
     int(match[1]): path
     for path in (workdir / 'runs').glob('*')
     if (match := name.fullmatch(path.name))
   }
-  return [read(found[seed] / 'results.json') for seed in sorted(found)]
+  return [found[seed] for seed in sorted(found)]
 
 
-def budget(path, target) -> tuple[np.ndarray, np.ndarray]:
-  """K in a round and in the next, int [q], by position in the target set."""
+def budget(path, target) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """K in a round and in the next, int [q], and entropy; by target position."""
   place = {name: i for i, name in enumerate(target.ids.tolist())}
   k_q, next_k_q = np.zeros((2, len(target)), int)
+  entropy_q = np.full(len(target), np.nan)
   for row in csv_rows(path):
     i = place[row['target_id']]
     k_q[i] = int(row['k'])
     next_k_q[i] = int(row.get('next_k') or row['k'])
-  return k_q, next_k_q
+    entropy_q[i] = float(row.get('entropy') or np.nan)
+  return k_q, next_k_q, entropy_q
+
+
+def confusion(path) -> tuple[list[str], np.ndarray]:
+  """Classes, and test images by true class and answer, int [c, c]."""
+  if not path.exists():
+    return [], np.zeros((0, 0), int)
+  with open(path, newline='', encoding='utf-8') as file:
+    _, *rows = csv.reader(file)
+  return [name for name, *_ in rows], np.array(
+    [list(map(int, counts)) for _, *counts in rows]
+  )
+
+
+def losses(path) -> tuple[dict[str, list[tuple[int, float]]], list[int]]:
+  """{loss: (update, nats)} of a metrics.jsonl, updates counted over the rounds,
+  and the updates at which rounds begin, but for the first."""
+  # By round and step, so that the lines of a resumed run replace those it
+  # had already written.
+  rows = {
+    (r.get('round', -1), r['step']): r for r in json_lines(path) if 'step' in r
+  }
+  names = dict.fromkeys(k for row in rows.values() for k in row)
+  points = {name: [] for name in names if 'loss' in name}
+  done, starts, last = 0, [], None
+  for m, step in sorted(rows):
+    if last and m != last[0]:
+      # A round may count its steps from the start or from its own.
+      done += last[1] if step <= last[1] else 0
+      starts.append(done + step)
+    last = m, step
+    for name in points:
+      if rows[last].get(name) is not None:
+        points[name].append((done + step, rows[last][name]))
+  return points, starts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,17 @@
 """What the page of one run shows, out of what the run left."""
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 
-from sjft_jax.report import galleries, lending, plots, record, wording
+from sjft_jax.report import (
+  galleries,
+  lending,
+  mistakes,
+  plots,
+  record,
+  wording,
+)
 
 
 def context(workdir, target, source) -> dict:
@@ -19,11 +25,10 @@ def context(workdir, target, source) -> dict:
   folders = sorted(
     (workdir / 'rounds').glob('[0-9]*'), key=lambda path: int(path.name)
   )
-  # K says nothing of a run that borrows nothing.
   budgets = [
     record.budget(path, target)
     for path in (folder / 'budget.csv' for folder in folders)
-    if path.exists() and record.borrowed(lent)
+    if path.exists()
   ]
   certificate = record.read(workdir / 'selection' / 'certificate.json')
   shown = {
@@ -35,6 +40,7 @@ def context(workdir, target, source) -> dict:
     'lending': [],
     'gallery': [],
     'hardest': None,
+    'mistakes': mistakes.context(folders[-1]) if folders else None,
     'seconds': record.seconds(results),
     'settings': list(record.flat(config)),
     'certificate': list(record.flat(certificate)),
@@ -58,7 +64,9 @@ def context(workdir, target, source) -> dict:
   shown['sources'] = wording.typeset_table(lending.source_table(lent, data))
   posteriors = [p for f in folders if (p := f / 'posteriors.npz').exists()]
   if posteriors:
-    next_k_q = budgets[-1][1] if budgets else np.zeros(len(target), int)
+    # K says nothing of a run that borrows nothing.
+    grows = budgets and record.borrowed(lent)
+    next_k_q = budgets[-1][1] if grows else np.zeros(len(target), int)
     shown['hardest'] = galleries.hardest(posteriors[-1], next_k_q, target)
   return shown
 
@@ -104,8 +112,14 @@ def round_table(rounds) -> list[list[str]]:
 
 
 def _run_plots(workdir, results, budgets) -> Iterator[dict | None]:
-  """Accuracy and K over the rounds; losses over the updates."""
+  """Accuracy, K and entropy over the rounds; losses over the updates."""
+  k_mq = entropy_mq = None
+  if budgets:
+    k_mq, _, entropy_mq = map(np.stack, zip(*budgets, strict=True))
   rounds = results.get('rounds', [])
+  # K says nothing of a run that borrows nothing.
+  if not (rounds and record.borrowed(rounds[-1])):
+    k_mq = None
   x = [r['round'] for r in rounds]
 
   def percent(name):
@@ -122,40 +136,24 @@ def _run_plots(workdir, results, budgets) -> Iterator[dict | None]:
     )
   yield plots.curves('accuracy', 'Accuracy', 'round', 'per cent', lines)
 
-  if budgets:
-    k_mq = np.stack([k_q for k_q, _ in budgets])
-    low, high = np.percentile(k_mq, [10, 90], axis=1)
-    line = plots.Line('mean', range(len(k_mq)), k_mq.mean(axis=1), low, high)
-    title = 'K, the neighbours a target image draws from'
-    note = 'Mean over the target images; band: 10th to 90th percentile.'
-    yield plots.curves('k', title, 'round', 'neighbours', [line], note=note)
+  note = 'Mean over the target images; band: 10th to 90th percentile.'
+  for name, title, unit, value_mq in (
+    ('k', 'K, the neighbours a target image draws from', 'neighbours', k_mq),
+    ('entropy', 'Entropy, the doubt about training images', 'nats', entropy_mq),
+  ):
+    if value_mq is not None and np.isfinite(value_mq).all():
+      low, high = np.percentile(value_mq, [10, 90], axis=1)
+      mean = value_mq.mean(axis=1)
+      line = plots.Line('mean', range(len(mean)), mean, low, high)
+      yield plots.curves(name, title, 'round', unit, [line], note=note)
 
   yield _loss_curves(workdir / 'metrics.jsonl')
 
 
 def _loss_curves(path) -> dict | None:
-  # By round and step, so that the lines of a resumed run replace those it
-  # had already written.
-  rows = {
-    (r.get('round', -1), r['step']): r
-    for r in record.json_lines(path)
-    if 'step' in r
-  }
-  names = dict.fromkeys(k for row in rows.values() for k in row)
-  points = {name: [] for name in names if 'loss' in name}
-  done, starts, last = 0, [], None
-  for m, step in sorted(rows):
-    if last and m != last[0]:
-      # A round may count its steps from the start or from its own.
-      done += last[1] if step <= last[1] else 0
-      starts.append(done + step)
-    last = m, step
-    for name in points:
-      if rows[last].get(name) is not None:
-        points[name].append((done + step, rows[last][name]))
-  lines = []
-  for name, xy in points.items():
-    size = math.ceil(len(xy) / 120)
-    means = [np.mean(xy[i : i + size], axis=0) for i in range(0, len(xy), size)]
-    lines.append(plots.Line(name.replace('_', ' '), *np.transpose(means)))
+  points, starts = record.losses(path)
+  lines = [
+    plots.Line(name.replace('_', ' '), *plots.thin(xy, 120))
+    for name, xy in points.items()
+  ]
   return plots.curves('loss', 'Loss', 'updates', 'nats', lines, starts)

@@ -2,7 +2,8 @@
 
   python -m benchmarks.search --out=DIR \
       [--target=DIR --source=DIR [--weights=FILE]] \
-      [--dims=1536,35200] [--images=35000] [--targets=1434] [--k=300]
+      [--dims=1536,35200] [--images=35000] [--targets=1434] \
+      [--k=1,10,300,5000]
 
 Descriptors: synthetic ones, and with --target and --source those of real
 images (Gabor, and with --weights SqueezeNet's conv1 and fire4). Every row is
@@ -13,25 +14,24 @@ it, by the clock and by processor time (on a machine that others use too, the
 latter tells more). Slow peers get fewer images; a peer that is not installed
 has no row: pip install torch faiss-cpu scikit-learn. `recall` is the share of
 the k neighbours, found by float64 over all pairs for some of the targets.
-`memory` is what the process needed at its peak beyond the loaded descriptors.
+GiB is what the process allocated at its peak while it searched, beyond what it
+held before; the descriptors themselves are mapped files and do not count.
 """
 
 import argparse
 import importlib.util
 import json
 import pathlib
-import resource
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 
-EPSILON = 2.2204e-16
+from benchmarks.search_peers import ROWS, Data
+
 CHECKED = 16
-
-
-# --- Descriptors --------------------------------------------------------------
 
 
 def synthetic(dims, targets, images):
@@ -90,233 +90,6 @@ def real(args, dims):
   return *counts, describer.pixels_d, describer.weight_d
 
 
-# --- What is measured: (descriptors, k) -> (source positions [q, k], images) --
-
-
-class Data:
-  """Counts in files, mapped into memory."""
-
-  def __init__(self, path, images):
-    path = pathlib.Path(path)
-    self.target = np.load(path / 'target.npy')
-    self.source = np.load(path / 'source.npy', mmap_mode='r')[:images]
-    with np.load(path / 'bins.npz') as stored:
-      self.pixels_d, self.weight_d = stored['pixels'], stored['weight']
-
-  def lifted(self, counts, dtype=np.float32):
-    """(p, log(p + e)) of counts."""
-    p = counts.astype(dtype) / self.pixels_d.astype(dtype)
-    return p, np.log(p + dtype(EPSILON))
-
-
-def ours(data, k, rank, operands):
-  """This project's search."""
-  from sjft_jax import describe, mesh, search
-
-  class Describer:
-    pixels_d, weight_d = data.pixels_d, data.weight_d
-    fractions = describe.Describer.fractions
-    logs = describe.Describer.logs
-    log_error = describe.Describer.log_error
-
-  class Stream:
-    def __init__(self, counts):
-      self.counts, self.describer = counts, Describer()
-
-    def __len__(self):
-      return len(self.counts)
-
-    def blocks(self, start, stop, rows):
-      for at in range(start, stop, rows):
-        part = self.counts[at : min(at + rows, stop)]
-        yield describe.Block(
-          index_n=np.arange(at, at + len(part)),
-          counts_nd=part,
-          stop=at + len(part),
-          bad=[],
-        )
-
-  def find(counts):
-    return search.nearest(
-      Stream(data.target),
-      Stream(counts),
-      k=k,
-      mesh=mesh.make(),
-      rank=rank,
-      operands=operands,
-    )
-
-  find(data.source[: k + 2048])  # compiles
-
-  def work():
-    found = find(data.source)
-    evaluated = found.seen.evaluated_q.sum() / found.seen.good
-    note = f'{found.screens[0][0]}, rank {found.screens[0][1]}; '
-    note += f'{evaluated / len(data.target):.2%} of pairs in float64'
-    return found.table.index_qk, note
-
-  return work
-
-
-def numpy_lift(data, k):
-  """Lifted products in NumPy, argpartition of every block, one last merge."""
-  a = (data.weight_d / 2).astype(np.float32)
-
-  def work():
-    p, log_p = data.lifted(data.target)
-    self_q = (a * p * log_p).sum(axis=1)
-    kept = []
-    for start in range(0, len(data.source), 1024):
-      q, log_q = data.lifted(data.source[start : start + 1024])
-      distance = self_q[:, None] + (q * log_q) @ a
-      distance -= (p * a) @ log_q.T + (log_p * a) @ q.T
-      m = min(k, distance.shape[1])
-      at = np.argpartition(distance, m - 1, axis=1)[:, :m]
-      kept.append((np.take_along_axis(distance, at, axis=1), at + start))
-    distance, index = (
-      np.concatenate(x, axis=1) for x in zip(*kept, strict=True)
-    )
-    at = np.argpartition(distance, k - 1, axis=1)[:, :k]
-    return np.take_along_axis(index, at, axis=1), ''
-
-  return work
-
-
-def torch_lift(data, k, dtype='float32'):
-  """Lifted products and topk of every block in torch."""
-  import torch
-
-  dtype = getattr(torch, dtype)
-  a = torch.from_numpy((data.weight_d / 2).astype(np.float32))
-
-  def lift(counts):
-    p = torch.from_numpy(counts.astype(np.float32))
-    p /= torch.from_numpy(data.pixels_d.astype(np.float32))
-    return p, torch.log(p + EPSILON)
-
-  def work():
-    p, log_p = lift(data.target)
-    self_q = (a * p * log_p).sum(dim=1)
-    p, log_p = (p * a).to(dtype), (log_p * a).to(dtype)
-    kept = []
-    for start in range(0, len(data.source), 4096):
-      q, log_q = lift(data.source[start : start + 4096])
-      self_s = (q * log_q) @ a
-      cross = p @ log_q.to(dtype).T + log_p @ q.to(dtype).T
-      distance = self_q[:, None] + self_s[None] - cross.float()
-      found = torch.topk(distance, min(k, len(q)), dim=1, largest=False)
-      kept.append((found.values, found.indices + start))
-    distance, index = (torch.cat(x, dim=1) for x in zip(*kept, strict=True))
-    at = torch.topk(distance, k, dim=1, largest=False).indices
-    return torch.gather(index, 1, at).numpy(), ''
-
-  return work
-
-
-def faiss_flat(data, k):
-  """IndexFlatIP over lifted vectors; blocks merged, as they would not fit."""
-  import faiss
-
-  a = (data.weight_d / 2).astype(np.float32)
-
-  def work():
-    p, log_p = data.lifted(data.target)
-    query = np.concatenate([p * a, log_p * a, -np.ones((len(p), 1), 'f')], 1)
-    kept = []
-    step = 2**28 // data.source.shape[1]
-    for start in range(0, len(data.source), step):
-      q, log_q = data.lifted(data.source[start : start + step])
-      self_s = (q * log_q) @ a
-      index = faiss.IndexFlatIP(query.shape[1])
-      index.add(np.concatenate([log_q, q, self_s[:, None]], 1))
-      score, at = index.search(query, min(k, len(q)))
-      kept.append((-score, at + start))
-    distance, index = (
-      np.concatenate(x, axis=1) for x in zip(*kept, strict=True)
-    )
-    at = np.argpartition(distance, k - 1, axis=1)[:, :k]
-    return np.take_along_axis(index, at, axis=1), ''
-
-  return work
-
-
-def release(data, k):
-  """The release's formula: every logarithm of every pair, float32."""
-  del k
-  e, w = np.float32(EPSILON), (data.weight_d / 2).astype(np.float32)
-
-  def work():
-    p, _ = data.lifted(data.target)
-    q, _ = data.lifted(data.source)
-    for t in p:
-      ratio = np.log((t + e) / (q + e))
-      ((t * ratio - q * ratio) * w).sum(axis=1)
-    return None, ''
-
-  return work
-
-
-def scipy_entropy(data, k):
-  """scipy.special.rel_entr, both ways."""
-  del k
-  from scipy.special import rel_entr
-
-  w = data.weight_d / 2
-
-  def work():
-    p = data.target / data.pixels_d + EPSILON
-    q = data.source / data.pixels_d + EPSILON
-    for t in p:
-      ((rel_entr(t, q) + rel_entr(q, t)) * w).sum(axis=1)
-    return None, ''
-
-  return work
-
-
-def sklearn_metric(data, k):
-  """scikit-learn's neighbours with a callable metric."""
-  from sklearn.neighbors import NearestNeighbors
-
-  w = data.weight_d / 2
-
-  def metric(p, q):
-    return np.dot(w * (p - q), np.log((p + EPSILON) / (q + EPSILON)))
-
-  def work():
-    found = NearestNeighbors(n_neighbors=k, algorithm='brute', metric=metric)
-    found.fit(data.source / data.pixels_d)
-    found.kneighbors(data.target / data.pixels_d)
-    return None, ''
-
-  return work
-
-
-# name: (maker, settings, module that must be there, targets, images at most)
-ROWS = {
-  'sjft_jax': (ours, dict(rank=None, operands='auto'), 'jax', None, None),
-  'sjft_jax, float32': (
-    ours, dict(rank=None, operands='float32'), 'jax', None, None,
-  ),
-  'sjft_jax, float32, all bins': (
-    ours, dict(rank=0, operands='float32'), 'jax', None, None,
-  ),
-  'sjft_jax, bfloat16, all bins': (
-    ours, dict(rank=0, operands='bfloat16'), 'jax', None, None,
-  ),
-  'NumPy lift + argpartition': (numpy_lift, {}, 'numpy', None, None),
-  'torch lift + topk': (torch_lift, {}, 'torch', None, None),
-  'torch lift + topk, bfloat16': (
-    torch_lift, dict(dtype='bfloat16'), 'torch', None, None,
-  ),
-  'faiss IndexFlatIP, lifted': (faiss_flat, {}, 'faiss', None, None),
-  "release's formula, NumPy": (release, {}, 'numpy', 16, 1024),
-  'scipy rel_entr': (scipy_entropy, {}, 'scipy', 8, 1024),
-  'scikit-learn, callable metric': (
-    sklearn_metric, {}, 'sklearn', 8, 1024,
-  ),
-}  # fmt: skip
-
-
 def product_rate(targets, dims, seconds=1.0):
   """Pairs x dims per second of two float32 products: (clock, processor)."""
   rng = np.random.default_rng(0)
@@ -336,6 +109,32 @@ def product_rate(targets, dims, seconds=1.0):
   )
 
 
+class Allocated:
+  """Samples how much more the process allocates than it held before, GiB."""
+
+  def __enter__(self):
+    self.gib, self._before = 0.0, self._now()
+    self._stop = threading.Event()
+    self._thread = threading.Thread(target=self._sample)
+    self._thread.start()
+    return self
+
+  def __exit__(self, *error):
+    self._stop.set()
+    self._thread.join()
+
+  def _sample(self):
+    while not self._stop.wait(0.02):
+      self.gib = max(self.gib, self._now() - self._before)
+
+  @staticmethod
+  def _now():
+    for line in pathlib.Path('/proc/self/status').read_text().splitlines():
+      if line.startswith('RssAnon:'):
+        return int(line.split()[1]) / 2**20
+    raise RuntimeError('/proc/self/status has no RssAnon: this needs Linux.')
+
+
 def one(name, path, images, k):
   """Measures one row; prints it as JSON."""
   make, settings, _, most_targets, most_images = ROWS[name]
@@ -344,12 +143,11 @@ def one(name, path, images, k):
   targets, dims = data.target.shape
   before = product_rate(targets if most_targets is None else 1024, dims)
   work = make(data, min(k, len(data.source) - 1), **settings)
-  resting = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  clock, processor = time.perf_counter(), time.process_time()
-  index, note = work()
-  clock = time.perf_counter() - clock
-  processor = time.process_time() - processor
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  with Allocated() as allocated:
+    clock, processor = time.perf_counter(), time.process_time()
+    index, note = work()
+    clock = time.perf_counter() - clock
+    processor = time.process_time() - processor
   after = product_rate(targets if most_targets is None else 1024, dims)
   rate = targets * len(data.source) * dims / np.array([clock, processor])
   product = (before + after) / 2
@@ -362,8 +160,7 @@ def one(name, path, images, k):
         'rate': rate[0],
         'product': product[0],
         'share': list(rate / product),
-        'peak': peak / 2**20,
-        'grown': (peak - resting) / 2**20,
+        'grown': allocated.gib,
         'recall': None if index is None else recall(data, index, k),
         'note': note,
       }
@@ -420,10 +217,10 @@ def show(row):
   )
 
 
-def table(title, path, args):
+def table(title, path, k, args):
   """All rows for one set of descriptors, and growth with the source."""
   print(
-    f'\n{title}, {args.k} neighbours\n{"":30}{"images":>8}{"seconds":>9}'
+    f'\n{title}, {k} neighbours\n{"":30}{"images":>8}{"seconds":>9}'
     f'{"Gpd/s":>9}{"product":>9}{"share":>8}{"by cpu":>8}{"recall":>8}'
     f'{"GiB":>9}'
   )
@@ -432,12 +229,12 @@ def table(title, path, args):
     if args.rows and not any(part in name for part in args.rows.split(',')):
       continue
     if importlib.util.find_spec(module):
-      rows[name] = measure(name, path, args.images, args.k)
+      rows[name] = measure(name, path, args.images, k)
       if rows[name]:
         show(rows[name])
   print('as the source doubles:')
   for images in (args.images // 4, args.images // 2):
-    row = measure('sjft_jax', path, images, args.k)
+    row = measure('sjft_jax', path, images, k)
     if row:
       show(row)
 
@@ -452,12 +249,12 @@ def main():
   parser.add_argument('--dims', default='1536,35200')
   parser.add_argument('--images', type=int, default=35000)
   parser.add_argument('--targets', type=int, default=1434)
-  parser.add_argument('--k', type=int, default=300)
+  parser.add_argument('--k', default='300')
   parser.add_argument('--rows', help='only rows with one of these in the name')
   parser.add_argument('--one', help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.one:
-    one(args.one, args.out, args.images, args.k)
+    one(args.one, args.out, args.images, int(args.k))
     return
   for dims in map(int, args.dims.split(',')):
     kinds = ['synthetic']
@@ -476,7 +273,8 @@ def main():
         np.save(path / 'source.npy', made[1])
         np.savez(path / 'bins.npz', pixels=made[2], weight=made[3])
       targets = len(np.load(path / 'target.npy', mmap_mode='r'))
-      table(f'{kind}, {dims} dims, {targets} targets', path, args)
+      for k in map(int, args.k.split(',')):
+        table(f'{kind}, {dims} dims, {targets} targets', path, k, args)
 
 
 if __name__ == '__main__':

@@ -24,6 +24,10 @@ def get_config():
   c = ConfigDict()
   c.seed = 0
   c.threads = 0  # decoding threads; 0 = one per core
+  c.processes = ConfigDict()  # with --multihost; seconds
+  c.processes.heartbeat = 40  # without a sign of life a process is dead
+  c.processes.shutdown = 60  # that one who is done waits for the others
+  c.processes.connect = 300  # to wait for the others at the start
   c.max_bad_fraction = 0.01  # more unreadable images than this end the run
 
   # What is learnt, and from what. kind: folder (a directory, an archive or a
@@ -90,7 +94,7 @@ def get_config():
 
   # The network.
   c.model = ConfigDict()
-  c.model.trunk = 'resnet152'  # 26, 50, 101, 152, or a bank's network
+  c.model.trunk = 'resnet152'  # 26, 50, 101, 152; bit_r50; a bank's network
   c.model.width = 1.0  # 0.5 = half the kernels per layer
   c.model.stem = 'imagenet'  # imagenet (7x7/2, pool), strided or small (3x3)
   c.model.variant = 'caffe'  # caffe (identity mappings) or v1.5 (torchvision)
@@ -99,6 +103,9 @@ def get_config():
   # trained on what both have in common: of the demo's three first seeds 93 %
   # are right with both, 18 % with the target's and 30 % with the source's.
   c.model.averages = 'both'
+  # Batch norm's statistics of a micro-batch: 'global', of its images on all
+  # devices, whose number then changes nothing; or of those of each 'device'.
+  c.model.statistics = 'global'
   c.model.remat = False  # for accelerators; on CPUs slower, and saves nothing
   c.model.dtype = 'float32'  # of the arithmetic: float32 or bfloat16
   c.model.weights = ''  # pretrained trunk, safetensors; '' = none
@@ -130,6 +137,7 @@ def get_config():
   c.train.source_weight = 1.0
   c.train.label_smoothing = 0.0  # part of a label spread over all classes
   c.train.checkpoint_every = 500  # updates
+  c.train.sharded = False  # parameters and optimiser split over the devices
   c.optim = ConfigDict()
   c.optim.rule = 'sgd'  # sgd (Caffe's) or adamw
   c.optim.learning_rate = 0.01

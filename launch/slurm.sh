@@ -1,20 +1,37 @@
 #!/usr/bin/env bash
-# One node, all of its GPUs: sbatch launch/slurm.sh CONFIG WORKDIR [flags]
+# One process for every GPU of every node:
+#   sbatch [--nodes=N] launch/slurm.sh CONFIG WORKDIR [flags]
 #SBATCH --job-name=sjft
 #SBATCH --nodes=1
-#SBATCH --ntasks=1
+#SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
-#SBATCH --cpus-per-task=32
+#SBATCH --cpus-per-task=4
 #SBATCH --time=24:00:00
 #SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=TERM@120
 #
-# The command resumes, so a requeued job goes on where it was stopped.
-# Not yet run on a cluster by us.
+# JAX finds coordinator, number and index of the processes in Slurm's
+# variables, and gives each process the GPU of its local index. WORKDIR and the
+# images must lie on a file system that all nodes share.
+#
+# Slurm sends SIGTERM before the time is over and when it preempts the job: the
+# run saves and ends with code 0, and, if updates are left, the job is queued
+# again here. The command resumes, also with another number of nodes.
+# Not run by us on a cluster; checked by shellcheck only.
 set -euo pipefail
 
-config=${1:?'usage: sbatch launch/slurm.sh CONFIG WORKDIR [flags]'}
-workdir=${2:?'usage: sbatch launch/slurm.sh CONFIG WORKDIR [flags]'}
+usage='usage: sbatch launch/slurm.sh CONFIG WORKDIR [flags]'
+config=${1:?$usage}
+workdir=${2:?$usage}
 shift 2
 cd "${SLURM_SUBMIT_DIR:-.}"
-exec srun .venv/bin/python -m sjft_jax.main \
+
+# A process that fails ends the step, and so all others.
+srun --kill-on-bad-exit=1 .venv/bin/python -m sjft_jax.main --multihost \
   --config="$config" --workdir="$workdir" "$@"
+
+if [[ ! -e $workdir/report/index.html ]]; then
+  echo 'Stopped before the end: queued again.'
+  scontrol requeue "$SLURM_JOB_ID"
+fi

@@ -10,7 +10,15 @@ import copy
 
 import numpy as np
 
-from sjft_jax import evaluate, files, intervals, rounds, settings, tuning
+from sjft_jax import (
+  evaluate,
+  files,
+  intervals,
+  processes,
+  rounds,
+  settings,
+  tuning,
+)
 from sjft_jax.errors import UserError
 
 
@@ -70,7 +78,8 @@ def compare(c, workdir, mesh) -> dict:
       if c.tune.folds and not seed:
         own = settings_of(c, arm, 0)
         tuned[arm] = tuning.tune(c, arm, own, workdir, mesh, done)
-        files.write_json(workdir / 'tuning.json', tuned)
+        if processes.first():
+          files.write_json(workdir / 'tuning.json', tuned)
       print(f'== {arm}, seed {seed} (of 0..{c.seeds - 1})', flush=True)
       directory = _directory(workdir, arm, seed)
       own = settings_of(c, arm, seed, tuned)

@@ -1,6 +1,7 @@
 """Checkpoints of a training state and of what goes with it."""
 
 import contextlib
+import functools
 import pathlib
 import shutil
 from typing import Any
@@ -8,14 +9,17 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from sjft_jax import processes
 from sjft_jax.errors import UserError
 
 
 class Checkpoints:
   """The last checkpoints in a directory; a context manager.
 
-  Saving goes on in the background and leaves a checkpoint that is whole or
-  absent. Leaving the context waits for it.
+  Processes that work together share them: each writes what its devices hold,
+  and another number of processes can go on. Saving goes on in the background
+  and leaves a checkpoint that is whole or absent. Leaving the context waits for
+  it.
 
   Args:
     directory: made if needed.
@@ -42,8 +46,8 @@ class Checkpoints:
 
   @property
   def step(self) -> int | None:
-    """The step of the latest checkpoint, or None."""
-    return self._manager.latest_step()
+    """The step of the latest checkpoint, or None; asked by all processes."""
+    return processes.told(self._manager.latest_step)
 
   def save(self, step: int, state: Any, meta: dict) -> None:
     """Saves in the background; the state may be donated at once.
@@ -58,12 +62,12 @@ class Checkpoints:
       UserError: if the disk is full, now or at the save before.
     """
     # Orbax would return False and save nothing.
-    if self.step is not None and step <= self.step:
-      raise ValueError(f'Steps grow: {step=} after {self.step=}.')
+    last = self.step
+    if last is not None and step <= last:
+      raise ValueError(f'Steps grow: {step=} after {last=}.')
     # Asked first: the writers' many threads fail with a traceback each.
     need = 1.1 * sum(x.nbytes for x in jax.tree.leaves(state)) + 2**20
-    if shutil.disk_usage(self._manager.directory).free < need:
-      raise self._full()
+    processes.told(functools.partial(self._ask_for_room, need))
     with self._needing_room():
       self._manager.save(
         step,
@@ -85,10 +89,11 @@ class Checkpoints:
     Raises:
       ValueError: if there is none.
     """
-    if self.step is None:
+    step = self.step
+    if step is None:
       raise ValueError(f'No checkpoint in {self._manager.directory}.')
     restored = self._manager.restore(
-      self.step,
+      step,
       args=ocp.args.Composite(
         state=ocp.args.StandardRestore(
           jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
@@ -97,6 +102,10 @@ class Checkpoints:
       ),
     )
     return restored.state, restored.meta
+
+  def _ask_for_room(self, need):
+    if shutil.disk_usage(self._manager.directory).free < need:
+      raise self._full()
 
   @contextlib.contextmanager
   def _needing_room(self):

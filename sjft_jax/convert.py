@@ -6,11 +6,12 @@ KIND  what FILE is
 torch  torchvision's AlexNet or ResNet-50/101/152, timm's of the same names:
        .pth or .safetensors
 caffe  BVLC's AlexNet, the ResNet-152 of the method's release: .caffemodel
+bit    BiT's R50, R101 and R152 of any width, as published: .npz
 npz    SqueezeNet v1.0: .npz with <layer>/W and <layer>/b
 
-OUT is a file for describe.weights (AlexNet, SqueezeNet) or
-model.weights (ResNet). It holds the input that the weights were trained on,
-which is obeyed wherever they are used, and where they came from.
+OUT is a file for describe.weights (AlexNet, SqueezeNet) or model.weights
+(ResNet, BiT). It holds the input that the weights were trained on, which is
+obeyed wherever they are used, and where they came from.
 """
 
 import argparse
@@ -50,6 +51,10 @@ SOURCES = {
       ('res2a_branch2a/0', translate.resnet_caffe),
       ('conv1/0', translate.alexnet_caffe),
     ],
+  ),
+  'bit': (
+    npz_file.read,
+    [('resnet/root_block/standardized_conv2d/kernel', translate.bit_npz)],
   ),
   'npz': (
     npz_file.read,

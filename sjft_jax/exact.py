@@ -3,17 +3,23 @@
 A distance is a function of the two images alone: the same bits whatever the
 blocks, shards, devices, threads and processes. So shards merge into one table
 as if there were one, and equal histograms are equally far from everything.
+They are computed on the CPU, which has float64 everywhere, by one program for
+all pairs of a search.
 """
 
 import concurrent.futures
 import os
 
+import jax
 import numpy as np
 
+from sjft_jax.errors import UserError
 from sjft_jax.ops import divergence
 
-# Numbers in one array of work: four arrays stay in a core's cache.
-_CACHED = 2**14
+# Bins of the source images that are held as float64 at a time.
+_TILE = 2**21
+# Pairs that one call computes: many, as each reads every target's bins.
+_PAIRS = 2**14
 
 
 class Exact:
@@ -40,13 +46,22 @@ class Exact:
     start = np.cumsum([0] + [len(t) for t in tables[:-1]])
     self._log_table = np.concatenate(tables)
     self._start_d = start[which_d]
-    self._target_qd, self._log_target_qd = self._describe(target_qd)
+    self._rows = max(8, _TILE // target_qd.shape[1])
+    self._device = _cpu()
+    with jax.enable_x64(True):
+      self._targets = jax.device_put(
+        self._describe(target_qd, len(target_qd)), self._device
+      )
 
-  def _describe(self, counts_nd):
-    """Counts, float32, and weighted log(p + e), float64 [n, d] each."""
+  def _describe(self, counts_nd, rows):
+    """Counts, float32, and weighted log(p + e), float64, filled up by zeros."""
     place_nd = counts_nd + self._start_d[None]
     log_nd = np.take(self._log_table, place_nd, mode='clip')
-    return counts_nd.astype(np.float32), log_nd
+    short = (
+      (0, rows - len(counts_nd)),
+      (0, divergence.whole_width(counts_nd.shape[1]) - counts_nd.shape[1]),
+    )
+    return np.pad(counts_nd.astype(np.float32), short), np.pad(log_nd, short)
 
   def __call__(self, counts_sd, column_n, row_n):
     """Distances of n pairs of a source and a target image.
@@ -60,67 +75,45 @@ class Exact:
       Nats, float64 [n].
     """
     distance_n = np.empty(len(row_n))
-    if not len(row_n):
-      return distance_n
-    many = max(8, 2**19 // counts_sd.shape[1])
-    stop = column_n[-1] + 1
-    starts = np.arange(column_n[0], stop, many)
-    cuts = np.searchsorted(column_n, np.append(starts, stop))
+    used_s, column_n = np.unique(column_n, return_inverse=True)
+    starts = np.arange(0, len(used_s), self._rows)
+    cuts = np.searchsorted(column_n, np.append(starts, len(used_s)))
 
     def tile(i):
-      part = slice(cuts[i], cuts[i + 1])
-      if part.start == part.stop:
-        return
-      used_t, column = np.unique(column_n[part], return_inverse=True)
-      distance_n[part] = self._pairs(
-        *self._describe(counts_sd[used_t]), column, row_n[part]
-      )
+      start = starts[i]
+      counts_td = counts_sd[used_s[start : start + self._rows]]
+      described = self._describe(counts_td, self._rows)
+      # The setting is the thread's own.
+      with jax.enable_x64(True):
+        sources = jax.device_put(described, self._device)
+        for first in range(cuts[i], cuts[i + 1], _PAIRS):
+          part = slice(first, min(first + _PAIRS, cuts[i + 1]))
+          distance_n[part] = self._pairs(
+            sources, row_n[part], column_n[part] - start
+          )
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      # NumPy lets go of the interpreter while it works on an array.
       list(pool.map(tile, range(len(starts))))
     return distance_n
 
-  def _pairs(self, source_td, log_source_td, column_n, row_n):
-    distance_n = np.empty(len(row_n))
-    dims = source_td.shape[1]
-    many = max(1, _CACHED // dims)
-    first_nd, second_nd = np.empty((2, many, dims), np.float32)
-    log_first_nd, log_second_nd = np.empty((2, many, dims))
-    for start, stop in _batches(column_n, many):
-      n = stop - start
-      row, column = row_n[start:stop], column_n[start:stop]
-      work = first_nd[:n], log_first_nd[:n]
-      # Clipping spares a copy that checks would need.
-      if n == 1:  # Long descriptors cost too much to copy.
-        one = slice(row[0], row[0] + 1)
-        firsts = self._target_qd[one], self._log_target_qd[one]
-      else:
-        firsts = work
-        np.take(self._target_qd, row, 0, firsts[0], 'clip')
-        np.take(self._log_target_qd, row, 0, firsts[1], 'clip')
-      if column[0] == column[-1]:
-        one = slice(column[0], column[0] + 1)
-        seconds = source_td[one], log_source_td[one]
-      else:
-        seconds = second_nd[:n], log_second_nd[:n]
-        np.take(source_td, column, 0, seconds[0], 'clip')
-        np.take(log_source_td, column, 0, seconds[1], 'clip')
-      distance_n[start:stop] = divergence.jeffreys_pairs(
-        *firsts, *seconds, work=work
-      )
-    return distance_n
+  def _pairs(self, sources, row_n, column_n):
+    short = 0, _PAIRS - len(row_n)
+    row_m, column_m = (
+      np.pad(x.astype(np.int32), short) for x in (row_n, column_n)
+    )
+    found = _pairs(*self._targets, *sources, row_m, column_m, len(row_n))
+    return np.asarray(found)[: len(row_n)]
 
 
-def _batches(column_n, many):
-  """Yields (start, stop), at most `many` apart; equal columns together.
+_pairs = jax.jit(divergence.jeffreys_pairs)
 
-  Where columns repeat, a batch is of one column, whose descriptor need not be
-  copied for every pair.
-  """
-  starts = np.flatnonzero(np.diff(column_n, prepend=-1))
-  if len(column_n) < 4 * len(starts):
-    starts = np.zeros(1, int)
-  for start, stop in zip(starts, [*starts[1:], len(column_n)], strict=True):
-    for first in range(start, stop, many):
-      yield first, min(first + many, stop)
+
+def _cpu():
+  """This process's first CPU device, whatever else it computes on."""
+  try:
+    return jax.local_devices(backend='cpu')[0]
+  except RuntimeError as error:
+    raise UserError(
+      'The search needs the CPU as a device of JAX, too, for float64: add it '
+      f'to JAX_PLATFORMS, as in JAX_PLATFORMS=tpu,cpu ({error}).'
+    ) from error

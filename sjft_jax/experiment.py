@@ -2,7 +2,7 @@
 
 import pathlib
 
-from sjft_jax import arms, files, rounds, settings, workdirs
+from sjft_jax import arms, files, processes, rounds, settings, workdirs
 from sjft_jax.data import datasets
 from sjft_jax.report import pages, summary
 
@@ -22,14 +22,20 @@ def run(c, workdir, mesh):
   settings.check(c)
   if c.arms:
     arms.check(c)
-  workdirs.claim(workdir, c.to_dict())
   page = workdir / 'report' / 'index.html'
-  if page.exists():
+
+  def is_finished():
+    workdirs.claim(workdir, c.to_dict())
+    return page.exists()
+
+  if processes.told(is_finished):
     print(f'{workdir} is finished: nothing was done, nothing has changed.\n')
   elif c.arms:
     _compare(c, workdir, mesh)
   else:
     rounds.run(c, workdir, mesh)
+  if not processes.first():
+    return
   print(summary.table(files.read_json(workdir / 'results.json')))
   neighbours = workdir / 'selection' / 'neighbours.parquet'
   if neighbours.exists():
@@ -39,9 +45,13 @@ def run(c, workdir, mesh):
 
 def _compare(c, workdir, mesh):
   results = arms.compare(c, workdir, mesh)
-  files.write_json(workdir / 'results.json', results | workdirs.provenance())
-  # One run stands for all in the galleries: the last arm's first seed.
-  directory, shown = arms.example(c, workdir)
-  train, _ = datasets.open_target(shown.target, shown.seed)
-  pool = datasets.open_pool(shown.source)
-  pages.write_comparison(workdir, directory, train, pool)
+
+  def finish():
+    files.write_json(workdir / 'results.json', results | workdirs.provenance())
+    # One run stands for all in the galleries: the last arm's first seed.
+    directory, shown = arms.example(c, workdir)
+    train, _ = datasets.open_target(shown.target, shown.seed)
+    pool = datasets.open_pool(shown.source)
+    pages.write_comparison(workdir, directory, train, pool)
+
+  processes.told(finish)

@@ -5,12 +5,15 @@ neighbours, with ids, classes, labels, rank and distance. --to=folder: also the
 selected source images, in a directory per class, and images.csv, which tells
 the id of each. --to=tar: the same as WebDataset shards; each sample holds the
 image, its label (cls) and a json with its id, its class and all its pairs.
+--to=tfds: the same as a data set for tfds.builder_from_directory, which reads
+it as_data_source, without TensorFlow.
 """
 
 import argparse
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import pathlib
 import re
@@ -52,11 +55,13 @@ class Selection:
       target image and rank.
     pool: the source.
     index: positions in it of the images selected, int64 [n], ascending.
+    target_classes: class names of the target, by label.
   """
 
   pairs: pa.Table
   pool: datasets.Dataset
   index: np.ndarray
+  target_classes: tuple[str, ...]
 
 
 def load(workdir, k: int = 0) -> Selection:
@@ -109,7 +114,10 @@ def load(workdir, k: int = 0) -> Selection:
     }
   columns |= {name: pairs[name] for name in ('rank', 'distance')}
   return Selection(
-    pairs=pa.table(columns), pool=pool, index=np.unique(place).astype(int)
+    pairs=pa.table(columns),
+    pool=pool,
+    index=np.unique(place).astype(int),
+    target_classes=train.classes,
   )
 
 
@@ -148,36 +156,87 @@ def to_folder(selection: Selection, out: pathlib.Path) -> None:
 
 def to_tar(selection: Selection, out: pathlib.Path) -> None:
   """Writes WebDataset shards of at most SHARD images into a directory."""
-  pool, pairs = selection.pool, selection.pairs
-  order = np.argsort(pairs['source_id'].to_numpy(), kind='stable')
-  sources = pairs['source_id'].to_numpy()[order]
-  columns = ('target_id', 'target_label', 'target_class', 'rank', 'distance')
+  pool = selection.pool
   with files.building(out) as beside:
     beside.mkdir()
-    images = _images(selection)
+    samples = _samples(selection)
     for shard in range(-(-len(selection.index) // SHARD)):
       with tarfile.open(beside / f'{shard:06d}.tar', 'w') as tar:
-        for n in range(
-          shard * SHARD, min((shard + 1) * SHARD, len(selection.index))
-        ):
-          i, data = next(images)
-          source_id = str(pool.ids[i])
-          mine = order[
-            np.searchsorted(sources, source_id, 'left') : np.searchsorted(
-              sources, source_id, 'right'
-            )
-          ]
+        for n, (i, data, pairs) in enumerate(itertools.islice(samples, SHARD)):
           label = int(pool.labels[i])
           description = {
-            'source_id': source_id,
+            'source_id': str(pool.ids[i]),
             'source_label': label,
             'source_class': pool.classes[label],
-            'pairs': pairs.select(columns).take(np.sort(mine)).to_pylist(),
+            'pairs': pairs,
           }
           text = json.dumps(description, ensure_ascii=False).encode()
-          _add(tar, f'{n:09d}{_suffix(data)}', data)
-          _add(tar, f'{n:09d}.cls', str(label).encode())
-          _add(tar, f'{n:09d}.json', text)
+          name = f'{shard * SHARD + n:09d}'
+          _add(tar, f'{name}{_suffix(data)}', data)
+          _add(tar, f'{name}.cls', str(label).encode())
+          _add(tar, f'{name}.json', text)
+
+
+def to_tfds(selection: Selection, out: pathlib.Path) -> None:
+  """Writes a directory for `tfds.builder_from_directory(...).as_data_source`.
+
+  Raises:
+    UserError: if a class has a name that TFDS cannot keep.
+  """
+  # Takes half a second, and the other formats do without.
+  import tensorflow_datasets as tfds
+
+  from sjft_jax.data import recorded
+
+  pool, target_classes = selection.pool, selection.target_classes
+  for name in (*pool.classes, *target_classes):
+    # TFDS keeps them as lines of a file.
+    if name != name.strip() or len(name.splitlines()) != 1:
+      raise UserError(
+        f'--to=tfds needs class names of one line; {name!r} is none, or begins '
+        'or ends with a space: choose another format.'
+      )
+  pair = {
+    'target_id': tfds.features.Text(),
+    'target_label': tfds.features.ClassLabel(names=target_classes),
+    'rank': np.int64,
+    # A float of the records themselves has half of the digits.
+    'distance': tfds.features.Tensor(
+      shape=(), dtype=np.float64, encoding='bytes'
+    ),
+  }
+  features = tfds.features.FeaturesDict(
+    {
+      'image': tfds.features.Image(),
+      'label': tfds.features.ClassLabel(names=pool.classes),
+      'file_name': tfds.features.Text(),
+      'pairs': tfds.features.Sequence(pair),
+    }
+  )
+  examples = (
+    {
+      'image': data,
+      'label': pool.labels[i],
+      'file_name': str(pool.ids[i]),
+      'pairs': [{name: row[name] for name in pair} for row in pairs],
+    }
+    for i, data, pairs in _samples(selection)
+  )
+  with files.building(out) as beside:
+    beside.mkdir()
+    info = recorded.write_split(
+      beside, 'selection', 'train', features, examples, len(selection.index)
+    )
+    recorded.write_metadata(
+      beside,
+      features,
+      [info],
+      version='1.0.0',
+      description='Source images selected by sjft_jax, each with its pairs: '
+      'the target images that it is a neighbour of, its rank among theirs (0 = '
+      'nearest) and the distance in nats.',
+      supervised_keys=('image', 'label'),
+    )
 
 
 FORMATS: dict[str, Callable[[Selection, pathlib.Path], None]] = {
@@ -185,7 +244,21 @@ FORMATS: dict[str, Callable[[Selection, pathlib.Path], None]] = {
   'csv': to_csv,
   'parquet': to_parquet,
   'tar': to_tar,
+  'tfds': to_tfds,
 }
+
+
+def _samples(selection) -> Iterator[tuple[int, bytes, list[dict]]]:
+  """(position in the pool, file, its pairs) of every image selected."""
+  columns = ('target_id', 'target_label', 'target_class', 'rank', 'distance')
+  order = np.argsort(selection.pairs['source_id'].to_numpy(), kind='stable')
+  sources = selection.pairs['source_id'].to_numpy()[order]
+  pairs = selection.pairs.select(columns)
+  for i, data in _images(selection):
+    source_id = str(selection.pool.ids[i])
+    first = np.searchsorted(sources, source_id, 'left')
+    last = np.searchsorted(sources, source_id, 'right')
+    yield i, data, pairs.take(np.sort(order[first:last])).to_pylist()
 
 
 def _images(selection) -> Iterator[tuple[int, bytes]]:

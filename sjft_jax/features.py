@@ -11,7 +11,7 @@ import shutil
 import jax
 import numpy as np
 
-from sjft_jax import files, progress, tables, train
+from sjft_jax import files, processes, progress, tables, train
 from sjft_jax import mesh as meshes
 from sjft_jax.data import pipelines
 from sjft_jax.models import pretrained, trunks, two_heads, weight_files
@@ -46,7 +46,8 @@ def find(c, target, source, directory, *, mesh, donors=()):
   """
   directory = pathlib.Path(directory)
   finished, key = directory / NAME, _key(c, target, source)
-  if meshes.share()[0] == 0:
+
+  def search():
     for donor in map(pathlib.Path, donors):
       theirs = donor / NAME
       if directory.exists() or not theirs.exists():
@@ -61,7 +62,8 @@ def find(c, target, source, directory, *, mesh, donors=()):
         directory / 'neighbours.parquet', table, target.ids, source.ids
       )
       files.write_json(finished, {'key': key, 'unreadable': bad})
-  files.wait_for(finished)
+
+  processes.told(search)
   found = tables.read(directory / 'neighbours.parquet', target.ids, source.ids)
   return found.index_qk, files.read_json(finished)['unreadable']
 
@@ -158,7 +160,7 @@ def _key(c, target, source):
     'target': target.digest,
     'source': source.digest,
     'maximum': c.budget.maximum,
-    'weights': files.sha256(c.model.weights),
+    'weights': files.digest(c.model.weights),
     'trunk': c.model.trunk,
     'input': [c.train.resize, c.train.crop],
   }

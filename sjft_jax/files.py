@@ -63,18 +63,6 @@ def json_bytes(value) -> bytes:
   return f'{json.dumps(value, indent=2, ensure_ascii=False)}\n'.encode()
 
 
-def sha256(path) -> str:
-  """Of the content of a file, in hex.
-
-  Raises:
-    UserError: if it cannot be read.
-  """
-  try:
-    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
-  except OSError as error:
-    raise UserError(f'{path} cannot be read: {error}') from error
-
-
 def wait_for(path):
   """Returns once there is such a file: another process writes it."""
   while not pathlib.Path(path).exists():
@@ -84,3 +72,16 @@ def wait_for(path):
 def read_json(path):
   """The value of a JSON file."""
   return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+
+
+def digest(path) -> str:
+  """SHA-256 of a file, in hex.
+
+  Raises:
+    UserError: if it cannot be read.
+  """
+  try:
+    with open(path, 'rb') as file:
+      return hashlib.file_digest(file, 'sha256').hexdigest()
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error}') from error

@@ -16,8 +16,7 @@ import shutil
 import cv2
 import numpy as np
 
-from sjft_jax import evaluate, files, repeats
-from sjft_jax import mesh as meshes
+from sjft_jax import evaluate, files, processes, repeats
 from sjft_jax.data import preprocess
 from sjft_jax.errors import UserError
 
@@ -69,8 +68,10 @@ def withhold(c, train, test, pool, workdir, donors=()):
     'source': pool.digest,
     'settings': {k: v for k, v in c.guard.items() if k != 'cache'},
   }
-  index, _ = meshes.share()
-  if index == 0 and not _record(workdir):
+
+  def check():
+    if _record(workdir):
+      return
     shutil.rmtree(directory, ignore_errors=True)
     donor = next((d for d in donors if _record(d).get('key') == key), None)
     with files.building(directory) as beside:
@@ -78,6 +79,9 @@ def withhold(c, train, test, pool, workdir, donors=()):
         shutil.copytree(pathlib.Path(donor) / 'guard', beside)
       else:
         _check(c, train, test, pool, beside, key)
+
+  # By one process: what it waits for is mostly the disk, and its cache.
+  processes.told(check)
   files.wait_for(directory / 'record.json')
   record = _record(workdir)
   if record.get('key') != key:
@@ -92,12 +96,12 @@ def withhold(c, train, test, pool, workdir, donors=()):
       f'listed in {directory / "quarantine.csv"}.',
       flush=True,
     )
-  return _without(pool, record['withheld'])
+  return pool.without(record['withheld'])
 
 
 def remaining(pool, workdir):
   """The pool as `withhold` returned it to the run in `workdir`."""
-  return _without(pool, _record(workdir).get('withheld', ()))
+  return pool.without(_record(workdir).get('withheld', ()))
 
 
 def require(workdir, train, test, pool):
@@ -174,12 +178,6 @@ def _record(workdir) -> dict:
   return files.read_json(path) if path.exists() else {}
 
 
-def _without(pool, ids):
-  if not ids:
-    return pool
-  return pool.subset(np.flatnonzero(~np.isin(pool.ids, list(ids))))
-
-
 # --- The check ----------------------------------------------------------------
 
 
@@ -209,7 +207,7 @@ def _check(c, train, test, pool, directory, key):
     {
       'checked': c.guard.enabled,
       'key': key,
-      'remaining': _without(pool, withheld).digest,
+      'remaining': pool.without(withheld).digest,
       'test_images': len(test),
       'test_images_exposed': len(exposed),
       'train_images': len(train),

@@ -1,10 +1,13 @@
 """Opens the data sets of a run, and finds their unreadable images."""
 
+import functools
+import operator
 import pathlib
 
 import numpy as np
 
-from sjft_jax import files, progress
+from sjft_jax import files, processes, progress
+from sjft_jax import mesh as meshes
 from sjft_jax.data import bad_images, datasets, pipelines
 from sjft_jax.errors import UserError
 
@@ -29,7 +32,7 @@ def load(c, workdir):
   pool = None
   if c.selection != 'none' or c.pretrain.steps:
     pool = datasets.open_pool(c.source)
-  _remember(workdir, train, test, pool)
+  processes.told(lambda: _remember(workdir, train, test, pool))
   bad = {}
   with progress.bar(len(train) + len(test), 'check target') as bar:
     for dataset in (train, test):
@@ -39,13 +42,18 @@ def load(c, workdir):
 
 
 def find_bad(dataset, threads, bar):
-  """{id: reason} of the images that cannot be decoded; moves the bar on."""
+  """{id: reason} of the images that cannot be decoded; moves the bar on.
+
+  Each process decodes a share.
+  """
+  index, count = meshes.share()
+  mine = dataset.subset(np.arange(index, len(dataset), count))
   bad = {}
-  for index, reason in pipelines.find_bad(dataset, threads):
-    bar.update()
+  for i, reason in pipelines.find_bad(mine, threads):
+    bar.update(min(count, bar.total - bar.n))
     if reason is not None:
-      bad[str(dataset.ids[index])] = reason
-  return bad
+      bad[str(mine.ids[i])] = reason
+  return functools.reduce(operator.or_, processes.gathered(bad))
 
 
 def report_bad(c, workdir, bad, total):
@@ -60,11 +68,13 @@ def report_bad(c, workdir, bad, total):
   Raises:
     UserError: if they are more than `max_bad_fraction` of it.
   """
-  bad_images.record(
-    pathlib.Path(workdir) / 'bad_images.csv',
-    bad.items(),
-    total=total,
-    max_fraction=c.max_bad_fraction,
+  processes.told(
+    lambda: bad_images.record(
+      pathlib.Path(workdir) / 'bad_images.csv',
+      bad.items(),
+      total=total,
+      max_fraction=c.max_bad_fraction,
+    )
   )
 
 

@@ -11,10 +11,19 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from ml_collections import FrozenConfigDict
 
-from sjft_jax import checkpoints, evaluate, files, metrics, optim, train
+from sjft_jax import (
+  checkpoints,
+  evaluate,
+  files,
+  metrics,
+  optim,
+  processes,
+  train,
+)
 from sjft_jax import mesh as meshes
 from sjft_jax.data import pipelines
 from sjft_jax.errors import UserError
@@ -79,10 +88,15 @@ class Learner:
   def _convention(self):
     """What the network is fed: that of its weights, for as long as it lives."""
     kept = self._workdir / 'input.json'
-    if kept.exists():
-      return Convention(**files.read_json(kept))
-    weights = self._c.model.weights
-    return weight_files.convention(weights) if weights else CAFFE
+
+    def convention():
+      if kept.exists():
+        return files.read_json(kept)
+      weights = self._c.model.weights
+      found = weight_files.convention(weights) if weights else CAFFE
+      return dataclasses.asdict(found)
+
+    return Convention(**processes.told(convention))
 
   def start(self, pool, directory, donors=()):
     """The weights of the first round: the trunk as configured, heads fresh.
@@ -94,7 +108,7 @@ class Learner:
         the same data and settings.
 
     Returns:
-      Variables: 'params' and 'batch_stats', replicated.
+      Variables: 'params' and 'batch_stats'.
     """
     variables = self._begin(pool, directory, donors)
     self._start = variables['params']
@@ -105,23 +119,27 @@ class Learner:
     variables = self.fresh(c.seed)
     convention = self.network.convention
     # The weights may be gone when the trained network is asked.
-    files.write_json(
-      self._workdir / 'input.json', dataclasses.asdict(convention)
-    )
+    if processes.first():
+      files.write_json(
+        self._workdir / 'input.json', dataclasses.asdict(convention)
+      )
     if not c.pretrain.steps:
       weights = c.model.weights
       if not weights:
         return variables
       return pretrained.load(weights, variables, convention)
     key = _pretraining_key(c, pool)
-    for donor in donors:
-      theirs = donor / 'pretrain' / 'key.json'
-      if not directory.exists() and _read(theirs) == key:
-        with files.building(directory) as beside:
-          shutil.copytree(donor / 'pretrain', beside)
     trunk = directory / 'trunk.safetensors'
-    if not trunk.exists():
-      trained = self._pretrain(pool, directory)
+
+    def is_finished():
+      for donor in donors:
+        theirs = donor / 'pretrain' / 'key.json'
+        if not directory.exists() and _read(theirs) == key:
+          with files.building(directory) as beside:
+            shutil.copytree(donor / 'pretrain', beside)
+      return trunk.exists()
+
+    def finish():
       # First, so that whoever finds the trunk finds what it depends on.
       files.write_json(directory / 'key.json', key)
       pretrained.save(
@@ -129,6 +147,11 @@ class Learner:
       )
       # Only a restart in the middle needs it.
       shutil.rmtree(directory / 'checkpoint')
+
+    if not processes.told(is_finished):
+      trained = meshes.localise(self._pretrain(pool, directory), self._mesh)
+      processes.told(finish)
+    files.wait_for(trunk)
     return pretrained.load(trunk, variables, convention)
 
   def _pretrain(self, pool, directory):
@@ -210,6 +233,7 @@ class Learner:
       c.train.target_weight,
       c.train.source_weight,
       c.train.label_smoothing,
+      c.train.sharded,
       self._mesh,
     )
 
@@ -218,12 +242,20 @@ class Learner:
     c = self._c
     optimiser, step = self._optimiser_and_step(network, frozen, m)
     start = self._start if m >= 0 else None
-    state = train.begin(variables, optimiser, self._mesh, start)
+    state = self._first_state(variables, optimiser, start)
     label = 'pretrain' if m < 0 else f'round {m}'
-    with checkpoints.Checkpoints(directory / 'checkpoint') as saved:
+    index, count = meshes.share()
+    made = batches.keywords
+    halves = made['target_batch'], made['source_batch']
+    examples = made['micro_batches'] * max(halves)  # of an update
+    with (
+      processes.together(),
+      checkpoints.Checkpoints(directory / 'checkpoint') as saved,
+    ):
+      first = 0
       if saved.step is not None:
-        state, _ = saved.restore(state)
-      first = saved.step or 0
+        state, meta = saved.restore(state)
+        first = meta['examples'] // examples
       if first < steps:
         with metrics.Writer(self._workdir, m, first) as write:
           state = train.fit(
@@ -236,21 +268,32 @@ class Learner:
               crop=c.train.crop,
               mirror=c.train.mirror,
               threads=c.threads,
+              process=index,
+              processes=count,
             ),
             first=first,
             steps=steps,
             mesh=self._mesh,
             write=write,
-            save=lambda n, state: saved.save(n, state, {'round': m}),
+            # Counted over all processes, so that another number of them goes
+            # on with the same batches.
+            save=lambda n, state: saved.save(
+              n, state, {'round': m, 'examples': n * examples}
+            ),
             save_every=c.train.checkpoint_every,
             label=label,
           )
     return state.variables
 
+  def _first_state(self, variables, optimiser, start=None):
+    return train.begin(
+      variables, optimiser, self._mesh, start, sharded=self._c.train.sharded
+    )
+
   def restore(self, directory):
     """The variables that a finished round left in its directory."""
     optimiser, _ = self._optimiser_and_step(self.network, self._frozen(), 0)
-    state = train.begin(self.fresh(self._c.seed), optimiser, self._mesh)
+    state = self._first_state(self.fresh(self._c.seed), optimiser)
     with checkpoints.Checkpoints(directory / 'checkpoint') as saved:
       if saved.step is None:
         raise UserError(f'{directory} holds no finished checkpoint.')
@@ -263,19 +306,24 @@ class Learner:
   def posteriors(self, variables, dataset, views, label):
     """Target class probabilities of a data set, float32 [n, classes]."""
     c = self._c
+    # Every process asks about a share, on its own devices.
+    index, count = meshes.share()
+    variables = meshes.localise(variables, self._mesh)
     probability_nc, valid_n = evaluate.posteriors(
       functools.partial(self.probabilities, variables),
-      dataset,
+      dataset.subset(np.arange(index, len(dataset), count)),
       resize=c.train.resize,
       crop=c.train.crop,
       batch=c.evaluate.batch,
-      mesh=self._mesh,
+      mesh=meshes.own(self._mesh),
       threads=c.threads,
       label=label,
       views=views,
       mirror=c.train.mirror,
       scales=c.evaluate.scales,
     )
+    probability_nc = meshes.interleave(probability_nc, len(dataset))
+    valid_n = meshes.interleave(valid_n[:, None], len(dataset))[:, 0]
     if not valid_n.all():
       raise UserError(
         f'{dataset.ids[~valid_n][0]} could be read when the run began, and '
@@ -318,6 +366,7 @@ def _compiled(
   target_weight,
   source_weight,
   label_smoothing,
+  sharded,
   mesh,
 ):
   """(optimiser, step) of these settings, made once per process."""
@@ -342,6 +391,7 @@ def _compiled(
     target_weight=target_weight,
     source_weight=source_weight,
     label_smoothing=label_smoothing,
+    sharded=sharded,
   )
   return optimiser, step
 

@@ -1,7 +1,8 @@
 """The one command: python -m sjft_jax.main --config=FILE --workdir=DIR.
 
 The same command again goes on where it was stopped. Settings of the config
-are changed by flags: --config.group.field=value.
+are changed by flags: --config.group.field=value. With --multihost it is given
+once for each of several processes, which work together.
 """
 
 import ast
@@ -10,16 +11,37 @@ import errno
 import os
 import signal
 import sys
+import traceback
 
 from absl import app, flags
 from ml_collections import config_flags
 
+from sjft_jax import preemption
 from sjft_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The settings: a file of configs/.', lock_config=True
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run leaves itself.')
+_MULTIHOST = flags.DEFINE_bool(
+  'multihost', False, 'Work together with the other processes given this.'
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator',
+  None,
+  'HOST:PORT of process 0 for --multihost; default: JAX_COORDINATOR_ADDRESS, '
+  'or as Slurm, Kubernetes or the TPU has it.',
+)
+_PROCESSES = flags.DEFINE_integer(
+  'processes',
+  os.environ.get('JAX_NUM_PROCESSES'),
+  'How many there are; default: JAX_NUM_PROCESSES, or as for --coordinator.',
+)
+_PROCESS = flags.DEFINE_integer(
+  'process',
+  os.environ.get('JAX_PROCESS_ID'),
+  'Which this is, from 0; default: JAX_PROCESS_ID, or as for --coordinator.',
+)
 
 # What the machine, not the program, has too little of.
 _MACHINE = {
@@ -42,6 +64,8 @@ def guarded(work, *args) -> int:
     # write the rest when it ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
+  except preemption.Preemption as stop:
+    print(f'sjft_jax: {stop}', file=sys.stderr)
   except KeyboardInterrupt:
     print('\nInterrupted; the same command goes on from here.', file=sys.stderr)
     return 130
@@ -114,18 +138,44 @@ def parse(argv):
   return _CONFIG.value, _WORKDIR.value
 
 
-def run(c, workdir):
-  """Makes the run or the comparison that was asked for."""
+def _work(argv, accept):
+  c, workdir = parse(argv)
+  accept(c)
+  if _MULTIHOST.value:
+    from sjft_jax import processes
+
+    processes.start(
+      _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, **c.processes
+    )
+    if not processes.first():
+      # One of them talks; errors are told by each.
+      sys.stdout = open(os.devnull, 'w', encoding='utf-8')  # noqa: SIM115
   # The devices are first asked for here, after every check that needs none.
   from sjft_jax import experiment, mesh
 
   experiment.run(c, workdir, mesh.make())
 
 
-def _work(argv):
-  run(*parse(argv))
+def run(argv, accept=lambda c: None) -> int:
+  """The command; returns its exit code.
+
+  Args:
+    argv: the command line.
+    accept: raises a UserError for settings that this command does not take.
+  """
+  code = 1
+  preemption.listen()
+  try:
+    code = guarded(_work, argv, accept)
+  except Exception:
+    traceback.print_exc()
+  if flags.FLAGS.is_parsed() and _MULTIHOST.value:
+    from sjft_jax import processes
+
+    code = processes.leave(code)
+  return code
 
 
 if __name__ == '__main__':
   app.define_help_flags()
-  sys.exit(guarded(_work, sys.argv))
+  sys.exit(run(sys.argv))

@@ -1,9 +1,12 @@
 """The device mesh: one `data` axis over every device, and placement on it.
 
 `jit` over arrays that are sharded along this axis is what `pmap` has become:
-the same program runs on one CPU, on eight GPUs and on a pod.
+the same program runs on one CPU, on eight GPUs and on a pod. A mesh may reach
+over several processes, of which each has and sees the values of its own devices
+only.
 """
 
+import functools
 import math
 
 import jax
@@ -11,7 +14,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from sjft_jax import processes
+
 AXIS = 'data'
+# Numbers below which splitting a parameter costs more than it saves.
+_SPLIT_LEAST = 2**12
 
 
 def make(devices=None) -> jax.sharding.Mesh:
@@ -28,13 +35,24 @@ def shard(value, mesh, axis: int = 0):
 
   Args:
     value: array, or pytree of arrays; `axis` must divide by the device count.
+      Each process of the mesh gives its equal part, in their order.
     mesh: from `make`.
     axis: the dimension to split.
 
   Returns:
     The same values as committed JAX arrays.
   """
-  return jax.device_put(value, sharding(mesh, axis))
+  many = len({device.process_index for device in mesh.devices.flat})
+  split = sharding(mesh, axis)
+
+  def place(part):
+    shape = list(part.shape)
+    shape[axis] *= many
+    return jax.make_array_from_process_local_data(split, part, tuple(shape))
+
+  if many == 1:
+    return jax.device_put(value, split)
+  return jax.tree.map(place, value)
 
 
 def sharding(mesh, axis: int = 0) -> NamedSharding:
@@ -42,9 +60,70 @@ def sharding(mesh, axis: int = 0) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
+def put(value, mesh):
+  """Places a pytree on the devices: whole on each, but for what lies there.
+
+  What is not yet on the devices of several processes must be the same in each.
+  """
+  whole = NamedSharding(mesh, PartitionSpec())
+  devices = set(mesh.devices.flat)
+
+  def place(x):
+    if isinstance(x, jax.Array) and x.sharding.device_set == devices:
+      return x
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, whole, lambda at: x[at])
+
+  return jax.tree.map(place, value)
+
+
 def replicate(value, mesh):
-  """Places a copy of every array of a pytree on every device."""
-  return jax.device_put(value, NamedSharding(mesh, PartitionSpec()))
+  """Places a copy of every array of a pytree on every device, as `put`."""
+  value = put(value, mesh)
+  if all(x.is_fully_replicated for x in jax.tree.leaves(value)):
+    return value
+  whole = NamedSharding(mesh, PartitionSpec())
+  with processes.together():
+    return jax.jit(lambda x: x, out_shardings=whole)(value)
+
+
+def localise(value, mesh):
+  """A pytree of arrays on a mesh, whole on every device of `own(mesh)`."""
+  value, mine = replicate(value, mesh), own(mesh)
+
+  def place(x):
+    return jax.make_array_from_single_device_arrays(
+      x.shape,
+      NamedSharding(mine, PartitionSpec()),
+      [shard.data for shard in x.addressable_shards],
+    )
+
+  return value if mine == mesh else jax.tree.map(place, value)
+
+
+def layout(shape, mesh, sharded: bool) -> NamedSharding:
+  """How a parameter lies on the devices: whole, or the longest side split.
+
+  Args:
+    shape: of the parameter.
+    mesh: from `make`.
+    sharded: split the longest side that the device count divides. What has
+      none, or is small, stays whole.
+  """
+  sides = [n if n % mesh.size == 0 else 0 for n in shape]
+  if not sharded or not any(sides) or math.prod(shape) < _SPLIT_LEAST:
+    return NamedSharding(mesh, PartitionSpec())
+  return sharding(mesh, sides.index(max(sides)))
+
+
+def lay_out(value, mesh, sharded: bool):
+  """Within a jitted function: a pytree by `layout`."""
+  return jax.tree.map(
+    lambda x: jax.lax.with_sharding_constraint(
+      x, layout(x.shape, mesh, sharded)
+    ),
+    value,
+  )
 
 
 def round_up(count: int, mesh) -> int:
@@ -74,10 +153,49 @@ def over_processes(reduce, value: np.ndarray) -> np.ndarray:
   """
   if jax.process_count() == 1:
     return value
+  return reduce(_allgather(value), axis=0)
+
+
+def _allgather(value):
+  """The arrays of all processes, [process, ...]."""
   value = np.ascontiguousarray(value)
-  # As bytes: JAX would cut 64-bit numbers to 32.
-  every = multihost_utils.process_allgather(value.view(np.uint8))
-  return reduce(np.asarray(every).view(value.dtype), axis=0)
+  with processes.together():
+    # As bytes: JAX would cut 64-bit numbers to 32.
+    every = multihost_utils.process_allgather(value.view(np.uint8))
+  return np.asarray(every).view(value.dtype)
+
+
+def interleave(part_nc: np.ndarray, total: int) -> np.ndarray:
+  """All rows of a table of which process i of p made rows i, i + p, ...
+
+  Args:
+    part_nc: this process's rows, in order, [n, c]; 64 bits stay whole.
+    total: rows of the table.
+
+  Returns:
+    [total, c], the same in every process.
+  """
+  count = jax.process_count()
+  if count == 1:
+    return part_nc
+  most = -(-total // count)
+  every_pnc = _allgather(np.pad(part_nc, ((0, most - len(part_nc)), (0, 0))))
+  return every_pnc.swapaxes(0, 1).reshape(-1, part_nc.shape[1])[:total]
+
+
+def anywhere(flag: bool, mesh) -> jax.Array:
+  """Whether any process of the mesh has the flag set; a bool scalar to fetch.
+
+  All processes of the mesh ask at the same point.
+  """
+  flags = np.full(len(mesh.local_devices), flag)
+  return _any(mesh)(shard(flags, mesh))
+
+
+@functools.lru_cache(maxsize=8)
+def _any(mesh):
+  whole = NamedSharding(mesh, PartitionSpec())
+  return jax.jit(lambda flags: flags.any(), out_shardings=whole)
 
 
 def fetch(value) -> np.ndarray:

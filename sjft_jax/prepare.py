@@ -3,58 +3,68 @@
 Writes array_record files into --data_dir, which a run then reads with
 --config.target.kind=tfds or --config.source.main.kind=tfds. The archives are
 put into --manual_dir by hand; without it, the command says which. Nothing is
-done for a set that is there already; an interrupted preparation begins anew.
+done for a set that is there already; an interrupted preparation goes on after
+the last file of 5,000 images that it wrote.
 """
 
 import argparse
+import importlib
 import pathlib
+import shutil
 import sys
 
 from absl import logging
 
-from sjft_jax import main
+from sjft_jax import files, main
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
 
-
-def builders() -> dict:
-  """Name -> TFDS builder of every set that can be prepared."""
-  from sjft_jax.data.builders.caltech256 import caltech256_dataset_builder
-  from sjft_jax.data.builders.indoor67 import indoor67_dataset_builder
-  from sjft_jax.data.builders.places205 import places205_dataset_builder
-  from sjft_jax.data.builders.tiny_imagenet import (
-    tiny_imagenet_dataset_builder,
-  )
-
-  return {
-    'caltech256': caltech256_dataset_builder.Builder,
-    'indoor67': indoor67_dataset_builder.Builder,
-    'places205': places205_dataset_builder.Builder,
-    'tiny_imagenet': tiny_imagenet_dataset_builder.Builder,
-  }
+NAMES = (
+  'caltech256',
+  'imagenet2012',
+  'indoor67',
+  'oxford_flowers102',
+  'places205',
+  'places365_small',
+  'stanford_dogs',
+  'tiny_imagenet',
+)
 
 
-def prepare(name: str, data_dir, manual_dir) -> dict[str, tuple[int, str]]:
+def builder_class(name: str) -> type:
+  """The TFDS builder of a set.
+
+  Raises:
+    UserError: if there is none.
+  """
+  if name not in NAMES:
+    raise UserError(f'--dataset is one of {", ".join(NAMES)}; {name!r} came.')
+  package = f'sjft_jax.data.builders.{name}'
+  # Importing TFDS takes half a second: only here.
+  return importlib.import_module(f'{package}.{name}_dataset_builder').Builder
+
+
+def prepare(
+  name: str, data_dir, manual_dir, *, digests: bool = True
+) -> dict[str, tuple[int, str]]:
   """Prepares a data set, if it is not there already.
 
   Args:
-    name: a key of `builders`.
+    name: one of NAMES.
     data_dir: where prepared sets are kept.
     manual_dir: where its archives lie; None = not known.
+    digests: whether archives must have the digests that were published.
 
   Returns:
     {split: (number of images, digest)}, read back from what was written.
 
   Raises:
-    UserError: if there is no such set, or an archive is missing, damaged or
-      incomplete; nothing is left in data_dir then.
+    UserError: if there is no such set, or an archive is missing, damaged,
+      incomplete or another; nothing is left in data_dir then.
   """
-  import tensorflow_datasets as tfds
-
-  known = builders()
-  if name not in known:
-    raise UserError(f'--dataset is one of {", ".join(known)}; {name!r} came.')
-  builder = known[name](data_dir=str(data_dir), file_format='array_record')
+  builder = builder_class(name)(
+    data_dir=str(data_dir), file_format='array_record'
+  )
   if not builder.is_prepared():
     need = ' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
     if manual_dir is None or not any(pathlib.Path(manual_dir).glob('*')):
@@ -62,13 +72,9 @@ def prepare(name: str, data_dir, manual_dir) -> dict[str, tuple[int, str]]:
       raise UserError(
         f'--manual_dir needs a directory with the archives; {came}. {need}'
       )
-    config = tfds.download.DownloadConfig(manual_dir=str(manual_dir))
-    try:
-      builder.download_and_prepare(download_config=config)
-    except Exception as e:
-      raise _cause(e) from e
+    _write(builder, pathlib.Path(manual_dir), digests)
   found = {}
-  for split in builder.info.splits:
+  for split in builder.COUNTS:
     spec = {'kind': 'tfds', 'name': name, 'dir': str(data_dir), 'split': split}
     pool = datasets.open_pool({name: spec})
     found[split] = len(pool), pool.digest
@@ -81,27 +87,83 @@ def prepare(name: str, data_dir, manual_dir) -> dict[str, tuple[int, str]]:
   return found
 
 
-def _cause(error):
-  """The UserError that TFDS wrapped, or what it wrapped first."""
-  inner = error
-  while inner is not None:
-    if isinstance(inner, UserError):
-      return inner
-    inner = inner.__cause__ or inner.__context__
-  return error
+def _write(builder, manual_dir, digests):
+  """Writes the set beside where it belongs, and renames it when it is whole."""
+  from sjft_jax.data import recorded
+  from sjft_jax.data.builders import archives
+
+  directory = pathlib.Path(builder.data_dir)
+  beside = directory.with_name(f'.{directory.name}.part')
+  begun = beside / 'begun.json'
+  # What was written goes with these archives, and with no others.
+  stats = {
+    path.name: path.stat()
+    for path in sorted(manual_dir.iterdir())
+    if path.is_file() and path.name in builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+  }
+  key = {
+    'archives': {k: [s.st_size, s.st_mtime_ns] for k, s in stats.items()},
+    'images in a file': recorded.PER_SHARD,
+  }
+  if begun.exists() and files.read_json(begun) == key:
+    print(
+      f'Going on with {directory}: images that an earlier start wrote are read '
+      'in the archives again, but not written.',
+      flush=True,
+    )
+  else:
+    shutil.rmtree(beside, ignore_errors=True)
+    for archive, digest in builder.DIGESTS.items() if digests else ():
+      if archive in stats:
+        archives.check_digest(manual_dir / archive, digest)
+    files.write_json(begun, key)
+  try:
+    infos = [
+      recorded.write_split(
+        beside,
+        builder.name,
+        split,
+        builder.info.features,
+        (example for _, example in examples),
+        builder.COUNTS[split],
+      )
+      for split, examples in builder.splits(manual_dir).items()
+    ]
+  except UserError:
+    shutil.rmtree(beside, ignore_errors=True)
+    raise
+  recorded.write_metadata(
+    beside,
+    builder.info.features,
+    infos,
+    version=str(builder.version),
+    description=builder.__doc__,
+    homepage=builder.info.homepage,
+    citation=builder.info.citation,
+    supervised_keys=('image', 'label'),
+  )
+  begun.unlink()
+  beside.rename(directory)
 
 
 def _work(argv):
   parser = argparse.ArgumentParser(
     prog='python -m sjft_jax.prepare', description=__doc__.splitlines()[0]
   )
-  parser.add_argument('--dataset', required=True)
+  parser.add_argument('--dataset', required=True, help=', '.join(NAMES))
   parser.add_argument('--data_dir', required=True, type=pathlib.Path)
   parser.add_argument('--manual_dir', type=pathlib.Path)
+  parser.add_argument(
+    '--skip_digests',
+    action='store_true',
+    help='take archives that are not the published files',
+  )
   args = parser.parse_args(argv[1:])
   # TFDS warns of a set that is not there yet.
   logging.set_verbosity(logging.ERROR)
-  found = prepare(args.dataset, args.data_dir, args.manual_dir)
+  found = prepare(
+    args.dataset, args.data_dir, args.manual_dir, digests=not args.skip_digests
+  )
   for split, (count, digest) in found.items():
     print(f'{args.dataset} {split}: {count} images, digest {digest[:16]}')
 

@@ -15,6 +15,7 @@ from sjft_jax import (
   describe,
   files,
   guard,
+  processes,
   reuse,
   search,
   streams,
@@ -61,7 +62,6 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
     UserError: if the source is smaller than the depth of the search.
   """
   directory = pathlib.Path(directory)
-  first = meshes.share()[0] == 0
   if not 0 < c.budget.initial <= c.budget.maximum <= len(source):
     raise UserError(
       'Needed 0 < budget.initial <= budget.maximum <= images in the source; '
@@ -70,15 +70,22 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
     )
   key = _key(c, target, source)
   finished = directory / certificate.NAME
-  for donor in map(pathlib.Path, donors if first else ()):
-    theirs = donor / certificate.NAME
-    if directory.exists() or not theirs.exists():
-      continue
-    if files.read_json(theirs)['key'] == key:
-      with files.building(directory) as beside:
-        shutil.copytree(donor, beside)
-  if not finished.exists():
+
+  def is_finished():
+    for donor in map(pathlib.Path, donors):
+      theirs = donor / certificate.NAME
+      if directory.exists() or not theirs.exists():
+        continue
+      if files.read_json(theirs)['key'] == key:
+        with files.building(directory) as beside:
+          shutil.copytree(donor, beside)
+    return finished.exists()
+
+  # One process decides: another that came later would find a search finished
+  # in whose collectives the first one waits.
+  if not processes.told(is_finished):
     _search(c, target, source, directory, key, meshes.own(mesh))
+  search.clear(directory / 'shards')
   files.wait_for(finished)
   found = tables.read(directory / 'neighbours.parquet', target.ids, source.ids)
   return Neighbours(
@@ -89,35 +96,39 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
 
 def _search(c, target, source, directory, key, mesh):
   """This process's share of the search; the first process writes the files."""
-  fine = _open_fine(c, source, mesh) if c.describe.fine_bins else None
+  # A cache is of the whole source, whatever is withheld for this target.
+  whole = source.whole or source
+  fine = _open_fine(c, whole, mesh) if c.describe.fine_bins else None
   describer = open_describer(c, directory, mesh, fit_on=target, fine=fine)
   described = streams.Described(describer, target)
   kept = fine or describer
-  stream = streams.Described(kept, source)
+  stream = streams.Described(kept, whole)
   if c.search.cache:
     stream = streams.Cached(
-      kept, source, c.search.cache, _cache_key(c, kept, source)
+      kept, whole, c.search.cache, _cache_key(c, kept, whole)
     )
+  if source.whole:
+    stream = streams.Within(stream, source.place)
   if fine:
     stream = reuse.Merged(stream, describer)
-  shards = directory / 'shards'
-  index, _ = share = meshes.share()
   found = search.nearest(
     described,
     stream,
     k=c.budget.maximum,
     mesh=mesh,
-    directory=shards,
-    share=share,
+    directory=directory / 'shards',
+    share=meshes.share(),
     rank=None if c.search.rank < 0 else c.search.rank,
     operands=c.search.operands,
   )
+  if source.whole:
+    found = _in_places(found, source.place)
   waited = kept.waited
   print(
     f'The search waited {waited["images"]:.1f} s for images to be decoded and '
     f'{waited["devices"]:.1f} s for their histograms.'
   )
-  if index == 0:
+  if processes.first():
     tables.write(
       directory / 'neighbours.parquet', found.table, target.ids, source.ids
     )
@@ -129,7 +140,22 @@ def _search(c, target, source, directory, key, mesh):
       target=target,
       source=source,
     )
-  search.clear(shards, share)
+
+
+def _in_places(found, place):
+  """What was found in the whole source, by positions in what is left of it."""
+  index_qk = found.table.index_qk
+  at_qk = np.searchsorted(place, index_qk)
+  table = tables.Table(
+    found.table.distance_qk, np.where(index_qk >= 0, at_qk, -1)
+  )
+  # Ascending places: order, ties and what is next to what stay as they were.
+  return dataclasses.replace(
+    found,
+    table=table,
+    shards=[tuple(np.searchsorted(place, shard)) for shard in found.shards],
+    bad={int(np.searchsorted(place, i)): why for i, why in found.bad.items()},
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -193,7 +219,7 @@ def _open_fine(c, source, mesh):
   run_on = dict(mesh=mesh, batch=c.describe.batch, threads=c.threads)
   key = _digest([source.digest, c.describe.fine_bins, *_bank_parts(c)])
   edges = pathlib.Path(c.search.cache).expanduser() / f'{key}.edges.npz'
-  if edges.exists():
+  if processes.told(edges.exists):
     return describe.load(edges, bank, **run_on)
   fine = reuse.fit_fine(bank, source, bins=c.describe.fine_bins, **run_on)
   fine.save(edges)
@@ -216,7 +242,7 @@ def open_describer(c, directory, mesh, fit_on=None, fine=None):
   bank = describe.load_bank(c.describe)
   run_on = dict(mesh=mesh, batch=c.describe.batch, threads=c.threads)
   edges = directory / 'edges.npz'
-  if edges.exists():
+  if processes.told(edges.exists):
     return describe.load(edges, bank, **run_on)
   if c.describe.edges:
     describer = _given_edges(c, bank, run_on)
@@ -258,8 +284,10 @@ def _key(c, target, source):
   binning = [c.describe[k] for k in _BINNING]
   parts = [target.digest, source.digest, c.budget.maximum, *_bank_parts(c)]
   parts.append(binning)
+  if c.describe.fine_bins:  # They are chosen by the whole source.
+    parts.append((source.whole or source).digest)
   if c.describe.edges:
-    parts.append(files.sha256(c.describe.edges))
+    parts.append(files.digest(c.describe.edges))
   return _digest(parts)
 
 
@@ -274,7 +302,7 @@ def _bank_parts(c):
   free = (*_BINNING, 'batch', 'edges', 'weights')
   parts = [{k: v for k, v in c.describe.items() if k not in free}]
   if c.describe.weights:
-    parts.append(files.sha256(c.describe.weights))
+    parts.append(files.digest(c.describe.weights))
   return parts
 
 

@@ -13,6 +13,7 @@ from sjft_jax import (
   guard,
   intake,
   learn,
+  processes,
   selection,
   workdirs,
 )
@@ -25,7 +26,8 @@ def run(c, workdir, mesh, donors=()):
   """Selective joint fine-tuning of one target set.
 
   Every stage leaves its result in `workdir` and is skipped when it is there;
-  a killed run ends as an uninterrupted one.
+  a killed run ends as an uninterrupted one. Of several processes, all go
+  through all stages; the first one looks at files and writes them.
 
   Args:
     c: every setting.
@@ -41,13 +43,18 @@ def run(c, workdir, mesh, donors=()):
     UserError: for settings or images that do not fit together.
   """
   workdir = pathlib.Path(workdir)
-  workdirs.claim(workdir, c.to_dict())
-  if (workdir / 'report' / 'index.html').exists():
+  page = workdir / 'report' / 'index.html'
+
+  def is_finished():
+    workdirs.claim(workdir, c.to_dict())
+    return page.exists()
+
+  if processes.told(is_finished):
     return files.read_json(workdir / 'results.json')
   clock = workdirs.Clock(workdir)
   with clock('check images'):
     target, test, pool = intake.load(c, workdir)
-  _check(c, target, mesh, workdir)
+  _check(c, target, test, mesh, workdir)
   with clock('guard'):
     pool = guard.withhold(c, target, test, pool, workdir, donors)
   with clock('search'):
@@ -92,12 +99,16 @@ def run(c, workdir, mesh, donors=()):
   else:
     results['selection'] = _borrowed(pool, candidates(budget_q))
   results['guard'] = guard.exposure(workdir, test, tests)
-  files.write_json(workdir / 'results.json', results | workdirs.provenance())
-  pages.write_run(workdir, target, pool)
+
+  def finish():
+    files.write_json(workdir / 'results.json', results | workdirs.provenance())
+    pages.write_run(workdir, target, pool)
+
+  processes.told(finish)
   return results
 
 
-def _check(c, target, mesh, workdir):
+def _check(c, target, test, mesh, workdir):
   """Refuses what the target, the devices or the network cannot do."""
   if c.rounds:
     learn.check(c, mesh, workdir)
@@ -113,6 +124,12 @@ def _check(c, target, mesh, workdir):
       f'fill train.target_batch={c.train.target_batch}. Lower that, or raise '
       'train.most_per_label.'
     )
+  fewest = min(len(target), len(test) if c.rounds else len(target))
+  if fewest < processes.count():
+    raise UserError(
+      f'Every process reads a share of the target images; {fewest} are too few '
+      f'for {processes.count()} processes. Start fewer.'
+    )
   for name in ('target_batch', 'source_batch'):
     if c.train[name] % mesh.size:
       raise UserError(
@@ -122,7 +139,28 @@ def _check(c, target, mesh, workdir):
 
 
 def _end_round(c, directory, budget_q, posterior_qc, test_nc, target, test):
-  """Writes what a round found out; returns the next round's K."""
+  """Has what a round found out written; returns the next round's K."""
+  next_q = np.asarray(
+    hardness.next_budget(
+      budget_q,
+      posterior_qc,
+      target.labels,
+      add_wrong=round(c.hardness.add_wrong * c.budget.initial),
+      add_unsure=round(c.hardness.add_unsure * c.budget.initial),
+      min_entropy=c.hardness.min_entropy,
+      maximum=c.budget.maximum,
+    )
+  )
+  if processes.first():
+    _write_round(
+      directory, budget_q, next_q, posterior_qc, test_nc, target, test
+    )
+  return next_q
+
+
+def _write_round(
+  directory, budget_q, next_q, posterior_qc, test_nc, target, test
+):
   with files.replacing(directory / 'posteriors.npz') as file:
     np.savez_compressed(
       file,
@@ -140,17 +178,6 @@ def _end_round(c, directory, budget_q, posterior_qc, test_nc, target, test):
     writer.writerows(
       (name, *row) for name, row in zip(target.classes, counts_cc, strict=True)
     )
-  next_q = np.asarray(
-    hardness.next_budget(
-      budget_q,
-      posterior_qc,
-      target.labels,
-      add_wrong=round(c.hardness.add_wrong * c.budget.initial),
-      add_unsure=round(c.hardness.add_unsure * c.budget.initial),
-      min_entropy=c.hardness.min_entropy,
-      maximum=c.budget.maximum,
-    )
-  )
   entropy_q = np.asarray(hardness.entropy(posterior_qc))
   correct_q = posterior_qc.argmax(axis=1) == target.labels
   with files.replacing(directory / 'budget.csv', 'w') as file:
@@ -162,7 +189,6 @@ def _end_round(c, directory, budget_q, posterior_qc, test_nc, target, test):
         target.ids, entropy_q, correct_q, budget_q, next_q, strict=True
       )
     )
-  return next_q
 
 
 def _summary(m, budget_q, next_q, posterior_qc, test_nc, target, test):

@@ -16,16 +16,16 @@ import shutil
 
 import numpy as np
 
-from sjft_jax import exact, files, progress, streams
+from sjft_jax import exact, files, processes, progress, streams
 from sjft_jax import mesh as meshes
 from sjft_jax.ops import screen as kernels
 from sjft_jax.screen import Screen
 from sjft_jax.tables import Table
 
-# The counts of one shard are held: 2**24 numbers are 32 MB as uint16, and
+# The counts of one shard are held: 2**26 numbers are 128 MB as uint16, and
 # memory does not grow with the source. But every shard of few images, against
 # many neighbours, leaves many pairs to float64.
-_SHARD_NUMBERS = 2**24
+_SHARD_NUMBERS = 2**26
 _SHARD_LEAST = 2**12
 # A float64 distance takes the time of about this many in the products over
 # all bins, and few directions leave two or three times as many pairs open: they
@@ -175,16 +175,11 @@ def _grid(images, dims, processes, shard_images):
   ]
 
 
-def clear(directory, share):
+def clear(directory):
   """Removes finished shards, once every process has read them."""
-  index, count = share
-  directory = pathlib.Path(directory)
-  if index:
-    (directory / f'read-{index}').touch()
-    return
-  for other in range(1, count):
-    files.wait_for(directory / f'read-{other}')
-  shutil.rmtree(directory)
+  processes.meet()
+  if processes.first():
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 class _Shards:
@@ -273,7 +268,7 @@ class _Work:
     index, reason = zip(*bad, strict=True) if bad else ((), ())
     return {
       'pairs': mine.pairs(start, stop),
-      'images': seen - start,
+      'images': good + len(bad),
       'good': good,
       'opened': open_pairs.opened,
       'evaluated_q': first_q + widened_q,

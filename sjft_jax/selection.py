@@ -5,7 +5,14 @@ import pathlib
 
 import numpy as np
 
-from sjft_jax import features, files, intake, progress, retrieval
+from sjft_jax import (
+  features,
+  files,
+  intake,
+  processes,
+  progress,
+  retrieval,
+)
 from sjft_jax.data.pipelines import Candidates
 from sjft_jax.errors import UserError
 
@@ -74,7 +81,8 @@ def stage(c, target, pool, workdir, mesh, donors):
   relabelled = np.full(len(pool.classes), -1, pool.labels.dtype)
   relabelled[kept] = np.arange(len(kept))
   names = tuple(pool.classes[i] for i in kept)
-  files.write_json(pathlib.Path(workdir) / SOURCE_CLASSES, names)
+  if processes.first():
+    files.write_json(pathlib.Path(workdir) / SOURCE_CLASSES, names)
   labels = relabelled[pool.labels]
   return draw, dataclasses.replace(pool, labels=labels, classes=names)
 

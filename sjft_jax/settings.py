@@ -6,7 +6,7 @@ import operator
 from sjft_jax import describe, evaluate, learn, optim, screen, selection
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
-from sjft_jax.models import resnet, trunks, two_heads
+from sjft_jax.models import conv_bank, resnet, trunks, two_heads
 
 CHOICES = {
   'target.kind': tuple(datasets.OPENERS),
@@ -19,6 +19,7 @@ CHOICES = {
   'model.stem': tuple(resnet.STEMS),
   'model.variant': tuple(resnet.VARIANTS),
   'model.averages': tuple(two_heads.AVERAGES),
+  'model.statistics': tuple(trunks.STATISTICS),
   'model.dtype': ('float32', 'bfloat16'),
   'optim.rule': tuple(optim.RULES),
   'optim.schedule': tuple(learn.SCHEDULES),
@@ -99,7 +100,7 @@ def check(c):
   for name in ABOVE_ZERO:
     need(_value(c, name) > 0, name, 'above 0')
   need(round(64 * c.model.width) >= 1, 'model.width', 'at least 0.01')
-  if c.model.trunk not in resnet.TRUNKS:
+  if c.model.trunk in conv_bank.NETWORKS:
     plain = f'1.0, since {c.model.trunk} has one width'
     need(c.model.width == 1, 'model.width', plain)
   need(

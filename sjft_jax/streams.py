@@ -153,6 +153,32 @@ class Cached(Described):
       yield block
 
 
+class Within(Described):
+  """A stream some of whose images are passed over, as if they were not there.
+
+  Args:
+    stream: of all.
+    place: positions of the images that are yielded, int [n].
+  """
+
+  def __init__(self, stream, place):
+    super().__init__(stream.describer, stream.dataset)
+    self._stream = stream
+    self._kept_s = np.zeros(len(stream), bool)
+    self._kept_s[place] = True
+
+  def blocks(self, start, stop, rows):
+    """Yields `Block`s of positions start..stop, in order."""
+    for block in self._stream.blocks(start, stop, rows):
+      kept_n = self._kept_s[block.index_n]
+      yield Block(
+        index_n=block.index_n[kept_n],
+        counts_nd=block.counts_nd[kept_n],
+        stop=block.stop,
+        bad=[(i, reason) for i, reason in block.bad if self._kept_s[i]],
+      )
+
+
 class _Join:
   """Blocks that were added, to be cut at other places."""
 

@@ -14,16 +14,14 @@ from sjft_jax import main
 from sjft_jax.errors import UserError
 
 
-def _work(argv):
-  c, workdir = main.parse(argv)
+def _accept(c):
   if not c.arms:
     raise UserError(
       'A sweep needs a config with arms, as those in configs/sweeps; this one '
       'has none: python -m sjft_jax.main makes one run of it.'
     )
-  main.run(c, workdir)
 
 
 if __name__ == '__main__':
   app.define_help_flags()
-  sys.exit(main.guarded(_work, sys.argv))
+  sys.exit(main.run(sys.argv, _accept))

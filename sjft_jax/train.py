@@ -15,9 +15,10 @@ import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
+from jax.sharding import PartitionSpec
 
 from sjft_jax import mesh as meshes
-from sjft_jax import progress
+from sjft_jax import preemption, progress
 from sjft_jax.errors import UserError
 from sjft_jax.ops import losses
 
@@ -65,6 +66,8 @@ def begin(
   tx: optax.GradientTransformation,
   mesh,
   start: optax.Params | None = None,
+  *,
+  sharded: bool = False,
 ) -> State:
   """The state before the first update, on every device.
 
@@ -73,16 +76,28 @@ def begin(
     tx: the optimiser.
     mesh: the devices.
     start: the parameters that L2-SP decays to; None = those of `variables`.
+    sharded: as in `make_step`.
 
   Returns:
     A state of step 0 without momentum.
   """
-  params, batch_stats = jax.tree.map(
-    jnp.array, (variables['params'], variables['batch_stats'])
-  )
-  opt_state = tx.init(params if start is None else start)
-  state = State(jnp.zeros((), jnp.int32), params, batch_stats, opt_state)
-  return meshes.replicate(state, mesh)
+  variables = meshes.put(dict(variables), mesh)
+  start = variables['params'] if start is None else meshes.put(start, mesh)
+  return _beginning(tx, mesh, sharded)(variables, start)
+
+
+@functools.lru_cache(maxsize=8)
+def _beginning(tx, mesh, sharded):
+  """Jitted function of variables and L2-SP's start to a state."""
+
+  def beginning(variables, start):
+    params, batch_stats = jax.tree.map(
+      jnp.array, (variables['params'], variables['batch_stats'])
+    )
+    state = State(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(start))
+    return meshes.lay_out(state, mesh, sharded)
+
+  return jax.jit(beginning)
 
 
 def make_step(
@@ -95,17 +110,22 @@ def make_step(
   source_weight: float = 1.0,
   label_smoothing: float = 0.0,
   scan: bool | None = None,
+  sharded: bool = False,
 ) -> Callable[[State, Mapping], tuple[State, dict[str, jax.Array]]]:
   """One update by m micro-batches, compiled once per shape of the batch.
 
   g = 1/m sum_i gradient of L(micro-batch i), the running averages of batch
-  norm passing from one micro-batch to the next, as Caffe's iter_size.
+  norm passing from one micro-batch to the next, as Caffe's iter_size. Every
+  device sums the gradients of its own images; once an update the devices
+  average what they have.
 
   Args:
     model: a `TwoHeads`.
     tx: turns g into the change of the parameters.
     schedule: the rate in `tx`, for the metrics.
-    mesh: the devices. Batch statistics are those of the whole micro-batch.
+    mesh: the devices, each with an equal part of both halves of a micro-batch.
+      A trunk whose batch statistics are those of all devices takes their means
+      over `meshes.AXIS`.
     target_weight: of the target's cross-entropy; 1 in the paper, 0.5 in the
       release.
     source_weight: as target_weight.
@@ -114,6 +134,8 @@ def make_step(
       program called m times and another for the update. None does so but on
       the CPU backend, whose convolutions are several times slower within a
       loop.
+    sharded: parameters and the optimiser's state are split over the devices
+      between updates (`meshes.layout`), and gathered for their use.
 
   Returns:
     Function of (state, batch) to (state, metrics). The state is donated. The
@@ -153,19 +175,34 @@ def make_step(
       metrics['source_accuracy'] = _accuracy(source, batch['source_label'])
     return total, (updated.get('batch_stats', {}), metrics)
 
-  def zero(state):
-    return jax.tree.map(jnp.zeros_like, state.params), state.batch_stats
+  whole, split = PartitionSpec(), PartitionSpec(meshes.AXIS)
+  over_devices = functools.partial(
+    # Nothing is summed over the devices but by pmean.
+    jax.shard_map,
+    mesh=mesh,
+    check_vma=False,
+  )
 
+  # What every device has of its own has a first axis over the devices.
+  def zero(state):
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    carry = zeros, state.batch_stats
+    return over_devices(_lifted, in_specs=whole, out_specs=split)(carry)
+
+  @functools.partial(
+    over_devices, in_specs=(whole, split, split), out_specs=split
+  )
   def accumulate(params, carry, micro_batch):
-    sum_, batch_stats = carry
+    sum_, batch_stats = jax.tree.map(lambda x: x[0], carry)
     gradient, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(
       params, batch_stats, micro_batch
     )
-    return (jax.tree.map(jnp.add, sum_, gradient), batch_stats), metrics
+    carry = jax.tree.map(jnp.add, sum_, gradient), batch_stats
+    return _lifted((carry, metrics))
 
   def update(state, carry, metrics):
-    sum_, batch_stats = carry
     m = len(metrics['loss'])
+    sum_, batch_stats = jax.tree.map(lambda x: x.mean(axis=0), carry)
     gradient = jax.tree.map(lambda x: x / m, sum_)
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
     metrics = jax.tree.map(jnp.mean, metrics) | {
@@ -173,26 +210,27 @@ def make_step(
       'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
     }
     params = optax.apply_updates(state.params, updates)
-    return State(state.step + 1, params, batch_stats, opt_state), metrics
+    state = State(state.step + 1, params, batch_stats, opt_state)
+    return (
+      meshes.lay_out(state, mesh, sharded),
+      meshes.lay_out(metrics, mesh, False),
+    )
 
-  replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  jit = functools.partial(jax.jit, out_shardings=replicated)
-
-  @functools.partial(jit, donate_argnums=0)
+  @functools.partial(jax.jit, donate_argnums=0)
   def scanned(state, batch):
     carry, metrics = jax.lax.scan(
       functools.partial(accumulate, state.params), zero(state), batch
     )
     return update(state, carry, metrics)
 
-  begin_ = jit(zero)
-  accumulate_ = jit(
+  begin_ = jax.jit(zero)
+  accumulate_ = jax.jit(
     lambda params, carry, batch, i: accumulate(
       params, carry, jax.tree.map(lambda x: x[i], batch)
     ),
     donate_argnums=1,
   )
-  update_ = jit(
+  update_ = jax.jit(
     lambda state, carry, metrics: update(
       state, carry, jax.tree.map(lambda *x: jnp.stack(x), *metrics)
     ),
@@ -237,8 +275,8 @@ def fit(
     write: called after every update with the number of updates done and the
       metrics.
     save: called with the number of updates done and the state, every
-      `save_every` updates and after the last, but never with a state behind
-      a loss or gradient that is not finite.
+      `save_every` updates, after the last and at SIGTERM, but never with a
+      state behind a loss or gradient that is not finite.
     save_every: updates; 0 = only after the last.
     label: what the progress bar says; '' = no bar.
 
@@ -247,10 +285,13 @@ def fit(
 
   Raises:
     UserError: at a loss or gradient that is not finite.
+    Preemption: once a process of the mesh was sent SIGTERM; in all of them
+      after the same update, which is saved.
     ValueError: if there are fewer or more batches than updates.
   """
 
-  def settle(done, metrics):
+  def settle(done, metrics, asked):
+    """Writes what an update came to; whether training is to stop."""
     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
     if not math.isfinite(metrics['loss'] + metrics['grad_norm']):
       raise UserError(
@@ -261,6 +302,7 @@ def fit(
       )
     if write:
       write(done, metrics)
+    return bool(asked)
 
   done, unsettled = first, None
   with contextlib.ExitStack() as stack:
@@ -272,15 +314,19 @@ def fit(
           progress.bar(steps * images, label, initial=first * images)
         )
       state, metrics = step_fn(state, batch)
-      if unsettled:
-        settle(*unsettled)
-      unsettled = done, metrics
-      if save and (done == steps or (save_every and done % save_every == 0)):
-        settle(*unsettled)
+      stop = bool(unsettled) and settle(*unsettled)
+      asked = meshes.anywhere(preemption.asked(), mesh)
+      unsettled = done, metrics, asked
+      due = done == steps or (save_every and done % save_every == 0)
+      if stop or (save and due):
+        stop |= settle(*unsettled)
         unsettled = None
-        save(done, state)
+        if save:
+          save(done, state)
       if bar is not None:
         bar.update(images)
+      if stop:
+        raise preemption.Preemption(f' after update {done}, which is saved')
     if unsettled:
       settle(*unsettled)
   if done != steps:
@@ -302,6 +348,11 @@ def _initialiser(model, image_size):
     return {'batch_stats': {}} | model.init(key, image, image[:0], train=False)
 
   return initialise
+
+
+def _lifted(tree):
+  """Every array with a first axis of one, that of the devices."""
+  return jax.tree.map(lambda x: x[None], tree)
 
 
 def _accuracy(logits_nc, label_n):

@@ -13,8 +13,13 @@ import numpy as np
 from flax import traverse_util
 
 from sjft_jax.errors import UserError
-from sjft_jax.models import conv_bank, resnet
-from sjft_jax.models.convention import CAFFE, CAFFE_MEAN_IMAGE, TORCHVISION
+from sjft_jax.models import bit, conv_bank, resnet
+from sjft_jax.models.convention import (
+  BIT,
+  CAFFE,
+  CAFFE_MEAN_IMAGE,
+  TORCHVISION,
+)
 from sjft_jax.models.weight_files import HEAD, TRUNK, Weights, misfits
 
 _PARAMS, _STATISTICS = TRUNK
@@ -99,7 +104,9 @@ def resnet_torch(tensors: Mapping[str, np.ndarray]) -> Weights:
   for name in [k for k in found if k.endswith('/mean')]:
     # What the weight of Caffe's averages settles at.
     found[f'{name.removesuffix("mean")}weight'] = np.float32(1000)
-  return _trunk(labels, 'v1.5', TORCHVISION, found)
+  return _trunk(
+    labels, resnet.TRUNKS, 'v1.5', TORCHVISION, found, variant='v1.5'
+  )
 
 
 def resnet_caffe(tensors: Mapping[str, np.ndarray]) -> Weights:
@@ -144,7 +151,53 @@ def resnet_caffe(tensors: Mapping[str, np.ndarray]) -> Weights:
     for name in ('mean', 'var'):
       found[prefix + name] = found[prefix + name] / factor
     found[f'{prefix}weight'] = factor[0]
-  return _trunk(labels, 'caffe', CAFFE, found)
+  return _trunk(labels, resnet.TRUNKS, 'caffe', CAFFE, found, variant='caffe')
+
+
+def bit_npz(tensors: Mapping[str, np.ndarray]) -> Weights:
+  """BiT's ResNet of any width as its authors name it; with its classifier."""
+  labels = {
+    stage: _labels(
+      tensors,
+      rf'resnet/block{stage - 1}/unit(\d+)/a/standardized_conv2d/kernel',
+    )
+    for stage in range(2, 6)
+  }
+
+  def norm(name, theirs):
+    return {
+      **_vector(f'{_PARAMS}{name}/scale', f'{theirs}/group_norm/gamma'),
+      **_vector(f'{_PARAMS}{name}/bias', f'{theirs}/group_norm/beta'),
+    }
+
+  def conv(name, theirs, change):
+    theirs = f'{theirs}/standardized_conv2d/kernel'
+    return {f'{_PARAMS}{name}/kernel': (theirs, change)}
+
+  table = conv('conv1', 'resnet/root_block', np.asarray)
+  table |= norm('norm5', 'resnet')
+  for stage, block, label in _blocks(labels):
+    ours, theirs = f'res{stage}_{block}', f'resnet/block{stage - 1}/unit{label}'
+    for part, name in zip('abc', ('norm', 'norm2a', 'norm2b'), strict=True):
+      change = np.asarray if part == 'b' else _only_tap
+      table |= conv(f'{ours}/branch2{part}', f'{theirs}/{part}', change)
+      table |= norm(f'{ours}/{name}', f'{theirs}/{part}')
+    if block == 0:
+      table |= conv(f'{ours}/branch1', f'{theirs}/a/proj', _only_tap)
+  head = {
+    f'{HEAD}kernel': ('resnet/head/conv2d/kernel', _only_tap),
+    f'{HEAD}bias': ('resnet/head/conv2d/bias', _flat),
+  }
+  found = _apply(table | head, tensors)
+  width = found[f'{_PARAMS}conv1/kernel'].shape[-1] / 64
+  return _trunk(labels, bit.TRUNKS, f'x{width:g}', BIT, found, width=width)
+
+
+def _only_tap(value_hwio):
+  """A 1 x 1 convolution's kernel as a matrix."""
+  if value_hwio.shape[:2] != (1, 1):
+    raise ValueError(f'not 1 x 1: {value_hwio.shape}')
+  return value_hwio[0, 0]
 
 
 def _labels(tensors, pattern):
@@ -218,24 +271,21 @@ def _fixed(network, convention, found):
   return Weights(network=network, convention=convention, tensors=found)
 
 
-def _trunk(labels, variant, convention, found):
+def _trunk(labels, trunks, kind, convention, found, **settings):
   """Weights of a residual trunk of this many blocks."""
   sizes = tuple(len(some) for some in labels.values())
-  names = {make().stage_sizes: name for name, make in resnet.TRUNKS.items()}
+  names = {make().stage_sizes: name for name, make in trunks.items()}
   if sizes not in names:
     raise UserError(f'No trunk has {sizes} blocks in its stages.')
   name = names[sizes]
   trunk = {k: v for k, v in found.items() if not k.startswith(HEAD)}
-  if wrong := misfits(trunk, _trunk_shapes(name, variant)):
-    raise UserError(f'This is no {name} {variant}: {"; ".join(wrong)}.')
-  return Weights(
-    network=f'{name} {variant}', convention=convention, tensors=found
-  )
+  if wrong := misfits(trunk, _trunk_shapes(trunks[name](**settings))):
+    raise UserError(f'This is no {name} {kind}: {"; ".join(wrong)}.')
+  return Weights(network=f'{name} {kind}', convention=convention, tensors=found)
 
 
-def _trunk_shapes(name, variant):
+def _trunk_shapes(trunk):
   """{tensor: shape} of a residual trunk."""
-  trunk = resnet.TRUNKS[name](variant=variant)
   shapes = jax.eval_shape(
     functools.partial(trunk.init, train=False),
     jax.random.key(0),

@@ -8,7 +8,7 @@ import time
 
 import jax
 
-from sjft_jax import files
+from sjft_jax import files, processes
 from sjft_jax.errors import UserError
 
 # These cannot change a result, so a resumed run may change them.
@@ -20,6 +20,9 @@ FREE = frozenset(
     'search.cache',
     'search.rank',
     'search.operands',
+    'processes.heartbeat',
+    'processes.shutdown',
+    'processes.connect',
   }
 )
 # All that a start leaves before its first stage has worked: a start that was
@@ -114,6 +117,8 @@ def _flat(settings, prefix=''):
 class Clock:
   """Seconds per stage, summed over restarts, in seconds.json.
 
+  Of several processes, the first one's.
+
   Args:
     workdir: the directory of the run.
   """
@@ -131,4 +136,5 @@ class Clock:
     finally:
       spent = self.seconds.get(stage, 0) + time.monotonic() - start
       self.seconds[stage] = round(spent, 2)
-      files.write_json(self._path, self.seconds)
+      if processes.first():
+        files.write_json(self._path, self.seconds)

@@ -1,6 +1,7 @@
 """What an export holds, read back without this project."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -11,11 +12,12 @@ import tarfile
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from configs import folders
 from sjft_jax import export, files, tables
-from sjft_jax.data import datasets
+from sjft_jax.data import datasets, recorded
 from sjft_jax.errors import UserError
 
 K = 4
@@ -165,6 +167,60 @@ def test_shards_hold_images_labels_and_pairs(
     rows += [text | pair for pair in text['pairs']]
   assert len(samples) == 4
   assert pairs_of(rows) == expected_pairs(train, pool, table)
+
+
+@pytest.mark.parametrize('shard', [3, 100])
+def test_a_tfds_set_holds_images_labels_and_pairs(
+  workdir, tmp_path, monkeypatch, shard
+):
+  run, train, pool, table = workdir
+  monkeypatch.setattr(recorded, 'PER_SHARD', shard)
+  export.to_tfds(export.load(run), tmp_path / 'out')
+  builder = tfds.builder_from_directory(str(tmp_path / 'out'))
+  records = builder.as_data_source(
+    'train', decoders={'image': tfds.decode.SkipDecoding()}
+  )
+  features = builder.info.features
+  assert tuple(features['label'].names) == pool.classes
+  target_classes = features['pairs']['target_label'].names
+  assert tuple(target_classes) == train.classes
+  place = {name: i for i, name in enumerate(pool.ids)}
+  rows = []
+  for record in records:
+    i = place[record['file_name'].decode()]
+    assert record['label'] == pool.labels[i]
+    assert record['image'] == pool.read(i)
+    pairs = record['pairs']
+    rows += [
+      {
+        'source_id': pool.ids[i],
+        'source_label': record['label'],
+        'source_class': pool.classes[record['label']],
+        'target_id': name.decode(),
+        'target_label': label,
+        'target_class': target_classes[label],
+        'rank': rank,
+        'distance': distance,
+      }
+      for name, label, rank, distance in zip(
+        pairs['target_id'],
+        pairs['target_label'],
+        pairs['rank'],
+        pairs['distance'],
+        strict=True,
+      )
+    ]
+  assert len(records) == 4
+  assert pairs_of(rows) == expected_pairs(train, pool, table)
+  assert 'tensorflow' not in sys.modules
+
+
+def test_a_class_name_that_tfds_cannot_keep_is_refused(workdir, tmp_path):
+  run, *_ = workdir
+  selection = dataclasses.replace(export.load(run), target_classes=('p', 'q '))
+  with pytest.raises(UserError, match=r"'q '.*another format"):
+    export.to_tfds(selection, tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
 
 
 def test_only_the_nearest_on_demand(workdir):

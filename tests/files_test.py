@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from sjft_jax import files
+from sjft_jax.errors import UserError
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -43,3 +44,11 @@ def test_the_name_appears_only_when_the_file_is_whole(tmp_path):
     file.write('a\n')
     assert not path.exists()
   assert path.read_text() == 'a\n'
+
+
+def test_a_digest_is_of_the_content(tmp_path):
+  (tmp_path / 'a').write_bytes(b'abc')
+  # FIPS 180-2, appendix B.1.
+  assert files.digest(tmp_path / 'a').startswith('ba7816bf8f01cfea')
+  with pytest.raises(UserError, match='none cannot be read'):
+    files.digest(tmp_path / 'none')

@@ -5,29 +5,30 @@ import pathlib
 import subprocess
 import sys
 
+from sjft_jax import prepare
+
 PACKAGE = pathlib.Path(__file__).parent.parent / 'sjft_jax'
 
 BUILDERS = [
-  f'data.builders.{name}.{name}_dataset_builder'
-  for name in ('caltech256', 'indoor67', 'places205', 'tiny_imagenet')
+  f'data.builders.{name}.{name}_dataset_builder' for name in prepare.NAMES
 ]
 
 # From the bottom up. A module may import from the groups above its own line
 # here, and within its group from those before it.
 LAYERS = [
-  ['errors', 'files', 'progress'],
+  ['errors', 'files', 'preemption', 'progress'],
   ['ops.cosine', 'ops.divergence', 'ops.gabor', 'ops.hardness'],
   ['ops.groups', 'ops.histograms'],
   ['ops.losses', 'ops.quantiles', 'ops.release_edges'],
   ['ops.screen', 'ops.topk'],
   ['ops.likeness'],
-  ['mesh', 'workdirs', 'optim', 'checkpoints', 'metrics'],
+  ['processes', 'mesh', 'workdirs', 'optim', 'checkpoints', 'metrics'],
   ['data.preprocess', 'data.packaged', 'data.packs', 'data.datasets'],
-  ['data.pipelines'],
+  ['data.pipelines', 'data.recorded'],
   ['data.bad_images', 'data.fingerprints', 'data.hashes'],
   ['models.convention', 'models.frozen', 'models.weight_files'],
   ['models.alexnet', 'models.squeezenet', 'models.conv_bank'],
-  ['models.resnet', 'models.trunks'],
+  ['models.resnet', 'models.bit', 'models.trunks'],
   ['models.two_heads', 'models.pretrained'],
   ['formats.caffe_file', 'formats.npz_file', 'formats.torch_file'],
   ['translate'],
@@ -97,7 +98,7 @@ def test_neither_tensorflow_nor_torch_is_imported():
   code = (
     'import sys; import sjft_jax.main, sjft_jax.sweep, sjft_jax.predict, '
     'sjft_jax.verify, sjft_jax.explain, sjft_jax.convert, sjft_jax.export, '
-    'sjft_jax.prepare; sjft_jax.prepare.builders(); '
+    'sjft_jax.prepare as p; [p.builder_class(n) for n in p.NAMES]; '
     'print(sorted({"tensorflow", "torch", "keras"} & set(sys.modules)))'
   )
   out = subprocess.run(

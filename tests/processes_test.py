@@ -1,34 +1,83 @@
 """What real processes share leaves the bytes that one process leaves."""
 
+import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
 
 import cv2
+import jax
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
-from sjft_jax import describe, mesh, search, tables
-from sjft_jax.data import datasets
+from configs import folders
+from sjft_jax import (
+  describe,
+  main,
+  mesh,
+  metrics,
+  processes,
+  search,
+  sweep,
+  tables,
+)
+from sjft_jax.data import datasets, pipelines
+from sjft_jax.errors import UserError
+from sjft_jax.models import resnet, trunks
 from tests.described import Describer, Stream, counts
 
 ROOT = pathlib.Path(__file__).parent.parent
 # More shards than processes, the last one short.
 SETTINGS = dict(k=12, rows=32, shard_images=40)
-WORK = """
-import sys
-import jax
-from sjft_jax import mesh
-from tests import processes_test
 
-jax.distributed.initialize(
-  sys.argv[1], int(sys.argv[2]), int(sys.argv[3]),
-  shutdown_timeout_seconds=60,
-)
-processes_test.work(mesh.own(mesh.make()), sys.argv[4], mesh.share())
-"""
+
+def start(function, count, devices, *args):
+  """Starts processes that call `function(address, count, index, *args)`."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  code = (
+    'import sys; from tests import processes_test; '
+    f'sys.exit(processes_test.{function.__name__}(*sys.argv[1:]))'
+  )
+  environment = {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_NUM_CPU_DEVICES': f'{devices}',
+    'PYTHONPATH': str(ROOT),
+  }
+  return [
+    subprocess.Popen(
+      [sys.executable, '-c', code, *map(str, (address, count, i, *args))],
+      cwd=ROOT,
+      env=os.environ | environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(count)
+  ]
+
+
+def ends(running, timeout=240):
+  """(exit code, stderr) of each."""
+  try:
+    errors = [process.communicate(timeout=timeout)[1] for process in running]
+    return [(p.returncode, e) for p, e in zip(running, errors, strict=True)]
+  finally:
+    for process in running:
+      process.kill()
+
+
+def share(address, count, index, directory):
+  processes.start(
+    address, int(count), int(index), heartbeat=30, shutdown=60, connect=60
+  )
+  work(mesh.own(mesh.make()), directory, mesh.share())
+  return processes.leave(0)
 
 
 def work(devices, directory, share):
@@ -51,7 +100,7 @@ def work(devices, directory, share):
   ids = np.arange(390).astype(str)
   name = pathlib.Path(directory) / f'{index}.parquet'
   tables.write(name, found.table, ids[:9], ids)
-  search.clear(shards, share)
+  search.clear(shards)
   for binning in describe.BINNINGS:
     found = edges(devices, binning)
     np.savez(
@@ -94,34 +143,234 @@ def edges(devices, binning):
   return describer
 
 
-@pytest.mark.parametrize('processes', [2, 4])
-def test_processes_leave_the_bytes_of_one(tmp_path, processes):
+def test_processes_leave_the_bytes_of_one(tmp_path):
   work(mesh.make(), tmp_path / 'one', (0, 1))
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    address = f'localhost:{free.getsockname()[1]}'
   directory = tmp_path / 'many'
-  running = [
-    subprocess.Popen(
-      [sys.executable, '-c', WORK, address, f'{processes}', f'{i}', directory],
-      cwd=ROOT,
-      env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for i in range(processes)
-  ]
-  try:
-    errors = [process.communicate(timeout=240)[1] for process in running]
-    assert not any(process.returncode for process in running), errors
-  finally:
-    for process in running:
-      process.kill()
+  ended = ends(start(share, 2, 2, directory))
+  assert [code for code, _ in ended] == [0, 0], ended
   for kind in (
     '.parquet',
     *(f'-{binning}.npz' for binning in describe.BINNINGS),
   ):
     expected = (tmp_path / 'one' / f'0{kind}').read_bytes()
-    for i in range(processes):
+    for i in range(2):
       assert (directory / f'{i}{kind}').read_bytes() == expected
   assert not (directory / 'shards').exists()
+
+
+def unlucky(address, count, index, event):
+  """What ends one process, or all."""
+  index = int(index)
+  processes.start(
+    address, int(count), index, heartbeat=5, shutdown=10, connect=60
+  )
+
+  def refuse():
+    raise UserError(f'Refused by process {index}.')
+
+  def work():
+    assert processes.gathered(index) == [0, 1]
+    assert processes.told(lambda: [index, 'told']) == [0, 'told']
+    if event == 'all':
+      processes.told(refuse)
+    elif index:
+      refuse() if event == 'one' else os.kill(os.getpid(), signal.SIGKILL)
+    processes.meet()
+
+  return processes.leave(main.guarded(work))
+
+
+@pytest.mark.parametrize('event', ['all', 'one', 'death'])
+def test_no_process_outlives_another_and_each_has_a_last_line(event):
+  ended = ends(start(unlucky, 2, 1, event), timeout=40)
+  (code, first), (other, second) = ended
+  last, last_of_other = (x.splitlines()[-1] for x in (first, second))
+  if event == 'all':
+    assert (code, other) == (2, 2), ended
+    assert last == last_of_other == 'sjft_jax: Refused by process 0.'
+  else:
+    assert code not in (0, 2)
+    assert 'process 0 of 2 was ended' in last
+    assert other == (2 if event == 'one' else -signal.SIGKILL)
+    said = 'Refused by process 1' if event == 'one' else 'process 1 of 2 was'
+    assert said in last_of_other
+
+
+# --- The whole command --------------------------------------------------------
+
+
+def settings(data):
+  return {
+    'target.train': str(data / 'train'),
+    'target.test': str(data / 'test'),
+    'source.main.dir': str(data / 'source'),
+    'threads': 1,
+    'processes.heartbeat': 30,
+    'describe.resize': 16,
+    'describe.crop': 16,
+    'describe.bins': 8,
+    'budget.initial': 3,
+    'budget.maximum': 12,
+    'model.width': 0.125,
+    'model.stem': 'small',
+    'pretrain.steps': 0,
+    'train.resize': 10,
+    'train.crop': 8,
+    'train.steps': 6,
+    'train.micro_batches': 2,
+    'train.target_batch': 8,
+    'train.source_batch': 8,
+    'optim.learning_rate': 0.003,
+    'rounds': 1,
+    'evaluate.batch': 16,
+    'max_bad_fraction': 0.05,
+  }
+
+
+def flags(data, workdir):
+  return [
+    f'--config={ROOT}/configs/folders.py',
+    f'--workdir={workdir}',
+    *(f'--config.{name}={value}' for name, value in settings(data).items()),
+  ]
+
+
+def command(address, count, index, directory, stop_at, *given):
+  """The one command, with a small trunk and a record of its batches.
+
+  After update `stop_at` the last process is sent SIGTERM; 0: never.
+  """
+  several = int(count) > 1
+  record(directory, int(index), int(count))
+  write = metrics.Writer.__call__
+
+  def stop(self, step, values):
+    write(self, step, values)
+    if step == int(stop_at) and int(index) == int(count) - 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  metrics.Writer.__call__ = stop
+  together = (
+    '--multihost',
+    f'--coordinator={address}',
+    f'--processes={count}',
+    f'--process={index}',
+  )
+  return main.run(['main', *(together if several else ()), *given])
+
+
+def record(directory, index, count, replace=setattr):
+  """Has the images of every update written to a file."""
+  joint = pipelines.joint
+
+  def recorded(*args, first_step, **kwargs):
+    batches = joint(*args, first_step=first_step, **kwargs)
+    for step, batch in enumerate(batches, first_step):
+      drawn = [batch[f'{half}_index'].tolist() for half in ('target', 'source')]
+      name = pathlib.Path(directory) / f'batch-{step}-{index}-{count}.json'
+      name.write_text(json.dumps(drawn))
+      yield batch
+
+  replace(pipelines, 'joint', recorded)
+  tiny = resnet.ResNet((1,), 1 / 8, 'small', momentum=0.9, axis_name=mesh.AXIS)
+  replace(trunks, 'TRUNKS', trunks.TRUNKS | {'resnet26': lambda c: tiny})
+
+
+def drawn(directory, step, count):
+  """The images of an update, of all processes together, [half, m, b]."""
+  return np.concatenate(
+    [
+      json.loads((directory / f'batch-{step}-{i}-{count}.json').read_text())
+      for i in range(count)
+    ],
+    axis=2,
+  )
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  root, digits = tmp_path_factory.mktemp('data'), load_digits()
+  for part, start_, stop in (
+    ('train', 0, 40),
+    ('test', 40, 80),
+    ('source', 80, 160),
+  ):
+    for i in range(start_, stop):
+      if part == 'source' or digits.target[i] < 4:
+        folder = root / part / f'digit {digits.target[i]}'
+        folder.mkdir(parents=True, exist_ok=True)
+        image = (digits.images[i] * 255 / 16).astype(np.uint8)
+        cv2.imwrite(str(folder / f'{i:03d}.png'), image)
+  (root / 'source' / 'digit 1' / 'broken.png').write_bytes(b'not an image')
+  return root
+
+
+@pytest.fixture(scope='module')
+def reference(data, tmp_path_factory):
+  """The directory of a run by this process, with four devices."""
+  directory = tmp_path_factory.mktemp('one')
+  with pytest.MonkeyPatch.context() as patch:
+    record(directory, 0, 1, patch.setattr)
+    c = folders.get_config()
+    for name, value in settings(data).items():
+      c.update_from_flattened_dict({name: value})
+    sweep.run(c, directory / 'run', mesh.make(jax.devices()[:4]))
+  return directory
+
+
+def assert_same(one, other):
+  name = 'selection/neighbours.parquet'
+  assert (one / name).read_bytes() == (other / name).read_bytes()
+  lines = [(run / 'metrics.jsonl').read_text() for run in (one, other)]
+  lines = [[json.loads(x) for x in text.splitlines()] for text in lines]
+  for a, b in zip(*lines, strict=True):
+    assert a == pytest.approx(b, rel=2e-5, abs=1e-6)
+  a, b = (np.load(run / 'rounds/0/posteriors.npz') for run in (one, other))
+  for kind in ('train_probability', 'test_probability'):
+    np.testing.assert_allclose(a[kind], b[kind], rtol=0, atol=1e-5)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(data, reference, tmp_path):
+  given = flags(data, tmp_path / 'run')
+  ((code, said),) = ends(start(command, 1, 4, tmp_path, 2, *given))
+  assert code == 0, said
+  assert 'Stopped by SIGTERM after update 4, which is saved' in said
+  ((code, said),) = ends(start(command, 1, 4, tmp_path, 0, *given))
+  assert code == 0, said
+  assert not (tmp_path / 'batch-6-0-1.json').exists()
+  for name in ('selection/neighbours.parquet', 'rounds/0/posteriors.npz'):
+    one, other = (d / 'run' / name for d in (reference, tmp_path))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_two_processes_of_two_devices_train_as_one_of_four(
+  data, reference, tmp_path
+):
+  workdir = tmp_path / 'run'
+  given = flags(data, workdir)
+  ended = ends(start(command, 2, 2, tmp_path, 0, *given))
+  assert [code for code, _ in ended] == [0, 0], ended
+  assert_same(reference / 'run', workdir)
+  assert not [p for p in workdir.rglob('*') if p.name.startswith('.')]
+
+
+def test_four_processes_stop_together_and_two_go_on(data, reference, tmp_path):
+  workdir = tmp_path / 'run'
+  given = flags(data, workdir)
+  ended = ends(start(command, 4, 1, tmp_path, 2, *given))
+  assert [code for code, _ in ended] == [0] * 4, ended
+  said = {errors.splitlines()[-1] for _, errors in ended}
+  assert len(said) == 1
+  (line,) = said
+  assert 'Stopped by SIGTERM after update' in line
+  stopped = int(line.split('update ')[1].split(',')[0])
+  assert 2 < stopped < 6
+  ended = ends(start(command, 2, 2, tmp_path, 0, *given))
+  assert [code for code, _ in ended] == [0, 0], ended
+  for step in range(6):
+    expected = drawn(reference, step, 1)
+    for count in [4] * (step < stopped) + [2] * (step >= stopped):
+      np.testing.assert_array_equal(drawn(tmp_path, step, count), expected)
+  # No batch was made twice.
+  assert not list(tmp_path.glob(f'batch-{stopped - 1}-*-2.json'))
+  assert_same(reference / 'run', workdir)

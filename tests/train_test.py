@@ -25,7 +25,12 @@ class Linear(nn.Module):
 
 TRUNKS = {
   'linear': Linear(),
-  'resnet': resnet.ResNet((1,), width=1 / 16, stem='small', momentum=0.9),
+  'resnet': resnet.ResNet(
+    (1,), width=1 / 16, stem='small', momentum=0.9, axis_name=mesh.AXIS
+  ),
+  'per device': resnet.ResNet(
+    (1,), width=1 / 16, stem='small', momentum=0.9, axis_name=None
+  ),
   'release': resnet.ResNet((1,), width=1 / 32),
 }
 
@@ -39,13 +44,14 @@ def compiled(
   scan=None,
   decay=1e-4,
   drops=(),
+  sharded=False,
 ):
   """(mesh, variables, optimiser, step) of a tiny network."""
   model = two_heads.TwoHeads(TRUNKS[trunk], target_classes=3, source_classes=5)
   over = mesh.make(jax.devices()[:devices])
   schedule = optim.step_schedule(rate, drops)
   tx = optim.sgd(schedule, frozen=frozen, weight_decay=decay)
-  step = train.make_step(model, tx, schedule, over, scan=scan)
+  step = train.make_step(model, tx, schedule, over, scan=scan, sharded=sharded)
   return over, train.init(model, 0, 8), tx, step
 
 
@@ -92,6 +98,62 @@ def test_eight_devices_are_one():
   assert_close(states[1].variables, states[8].variables, rtol=1e-4, atol=1e-5)
   assert_close(seen[1], seen[8], rtol=1e-4, atol=1e-5)
   assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(states[8]))
+
+
+@pytest.mark.parametrize('trunk', ['linear', 'resnet'])
+def test_eight_devices_have_the_gradient_of_one(trunk):
+  # After one update without decay the momentum is the gradient by the rate.
+  momenta = [
+    fit(compiled(trunk, devices=n, decay=0.0), batches(1), 1).opt_state
+    for n in (1, 8)
+  ]
+  for one, eight in zip(*map(jax.tree.leaves, momenta), strict=True):
+    largest = np.abs(one).max()
+    assert np.abs(np.asarray(eight) - one).max() <= 1e-5 * largest
+  assert max(np.abs(x).max() for x in jax.tree.leaves(momenta[0])) > 0.01
+
+
+@pytest.mark.parametrize('scan', [True, False])
+def test_sharded_parameters_train_the_same(monkeypatch, scan):
+  monkeypatch.setattr(mesh, '_SPLIT_LEAST', 8)
+  states = []
+  for sharded in (False, True):
+    what = compiled(devices=4, scan=scan, sharded=sharded)
+    over, variables, tx, _ = what
+    state = train.begin(variables, tx, over, sharded=sharded)
+    states.append(fit(what, batches(2), 2, state=state))
+  assert_close(*(s.variables for s in states), rtol=1e-5, atol=1e-6)
+  assert_close(*(s.opt_state for s in states), rtol=1e-5, atol=1e-6)
+  # A quarter, but for what four do not divide.
+  held = [
+    sum(x.addressable_data(0).size for x in jax.tree.leaves(s)) for s in states
+  ]
+  assert held[1] < held[0] / 3
+
+
+def test_statistics_per_device_are_those_of_its_own_images():
+  """Eight devices with the same two images each know what one knows."""
+  once = list(batches(1, t=1, s=1))
+  eight = [
+    {name: np.repeat(x, 8, axis=1) for name, x in batch.items()}
+    for batch in once
+  ]
+  expected = fit(compiled('per device'), once, 1)
+  assert_close(
+    fit(compiled('per device', devices=8), eight, 1).params,
+    expected.params,
+    rtol=1e-4,
+    atol=1e-5,
+  )
+  # Of other images each, its statistics are its own, and the averages the mean.
+  data = list(batches(1, m=1, t=8, s=8))
+  parts = [
+    {name: x[:, i : i + 1] for name, x in data[0].items()} for i in range(8)
+  ]
+  found = fit(compiled('per device', devices=8), data, 1)
+  alone = [fit(compiled('per device'), [part], 1) for part in parts]
+  mean = jax.tree.map(lambda *x: sum(x) / 8, *(s.variables for s in alone))
+  assert_close(found.variables, mean, rtol=1e-4, atol=1e-5)
 
 
 def test_a_loop_inside_the_program_is_the_program_called_again():

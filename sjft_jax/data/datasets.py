@@ -54,6 +54,8 @@ class Dataset:
     version: of a set that states one.
     sources: a pool's source names, else ().
     source: a pool's index into `sources`, int32 [n], else None.
+    whole: the set that images were withheld from, else None.
+    place: positions in it, int64 [n], ascending, else None.
   """
 
   name: str
@@ -65,6 +67,8 @@ class Dataset:
   version: str = ''
   sources: tuple[str, ...] = ()
   source: np.ndarray | None = None
+  whole: 'Dataset | None' = None
+  place: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -89,7 +93,23 @@ class Dataset:
       sizes=self.sizes[index],
       source=None if self.source is None else self.source[index],
       read=lambda i: read(int(index[i])),
+      whole=None,
+      place=None,
     )
+
+  def without(self, ids) -> 'Dataset':
+    """The images but those named; it remembers the whole set.
+
+    What is made of every image by itself is then the same for all that is
+    withheld, and need not be made again.
+
+    Args:
+      ids: of images; none = the set itself.
+    """
+    kept = np.flatnonzero(~np.isin(self.ids, list(ids)))
+    if len(kept) == len(self):
+      return self
+    return dataclasses.replace(self.subset(kept), whole=self, place=kept)
 
 
 def _dataset(classes, ids, labels, sizes, read, version='') -> Dataset:

@@ -116,3 +116,7 @@ TORCHVISION = Convention(
   resize=256,
   crop=224,
 )
+# BiT's models, as they were pretrained.
+BIT = dataclasses.replace(
+  TORCHVISION, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+)

@@ -78,10 +78,14 @@ def load(
       f'{"; ".join(misfits)}. Set model.trunk, model.variant, model.width and '
       'model.stem as they were in training.'
     )
-  trunk = {
-    name: jax.device_put(found[name].astype(value.dtype), value.sharding)
-    for name, value in wanted.items()
-  }
+
+  def place(name, like):
+    x = found[name].astype(like.dtype)
+    return jax.make_array_from_callback(
+      x.shape, like.sharding, lambda at: x[at]
+    )
+
+  trunk = {name: place(name, value) for name, value in wanted.items()}
   flat = traverse_util.flatten_dict(variables, sep='/')
   return dict(variables) | traverse_util.unflatten_dict(flat | trunk, sep='/')
 

@@ -46,12 +46,14 @@ class BatchNorm(nn.Module):
 
   so that the first batches are not mixed with an arbitrary start, and w
   settles at 1 / (1 - m). The variance is averaged without bias. Statistics
-  are float32 whatever the dtype, over the whole of a batch that is sharded.
+  are float32 whatever the dtype.
 
   Attributes:
     train: normalise by the batch and update the averages.
     momentum: m, what an average keeps at a batch.
     averaged: the images of the batch that enter the averages; None = all.
+    axis_name: axis of `shard_map` over which a batch's statistics are those of
+      all devices; None = of each device's own images.
 
   Source: Caffe's BatchNorm and Scale layers, eps 1e-5.
   """
@@ -59,6 +61,7 @@ class BatchNorm(nn.Module):
   train: bool
   momentum: float
   averaged: slice | None = None
+  axis_name: str | None = None
 
   @nn.compact
   def __call__(self, x_nhwc: jax.Array) -> jax.Array:
@@ -73,13 +76,15 @@ class BatchNorm(nn.Module):
     x_nhwc = x_nhwc.astype(jnp.float32)
     mean_c, var_c = mean.value, var.value
     if self.train:
-      mean_c, var_c = _moments(x_nhwc)
+      mean_c, var_c = _moments(x_nhwc, self.axis_name)
       if not self.is_initializing():
         some_nhwc, some = x_nhwc, (mean_c, var_c)
         if self.averaged is not None:
           some_nhwc = jax.lax.stop_gradient(x_nhwc[self.averaged])
-          some = _moments(some_nhwc)
+          some = _moments(some_nhwc, self.axis_name)
         m = some_nhwc.size // c
+        if self.axis_name:
+          m *= jax.lax.axis_size(self.axis_name)
         weight.value = self.momentum * weight.value + 1.0
         mean.value += (some[0] - mean.value) / weight.value
         unbiased_c = some[1] * (m / max(m - 1, 1))
@@ -124,12 +129,14 @@ def _max_pool(x_nhwc, padding):
   return x_nhwc
 
 
-def _moments(x_nhwc):
+def _moments(x_nhwc, axis_name):
   """Mean and biased variance of every channel."""
   x_mc = x_nhwc.reshape(-1, x_nhwc.shape[-1])
-  mean_c = x_mc.mean(axis=0)
-  var_c = jnp.maximum(jnp.square(x_mc).mean(axis=0) - mean_c**2, 0.0)
-  return mean_c, var_c
+  moments = x_mc.mean(axis=0), jnp.square(x_mc).mean(axis=0)
+  if axis_name:
+    moments = jax.lax.pmean(moments, axis_name)
+  mean_c, square_c = moments
+  return mean_c, jnp.maximum(square_c - mean_c**2, 0.0)
 
 
 def _per_channel(x_c):
@@ -233,6 +240,7 @@ class ResNet(nn.Module):
     dtype: of the arithmetic. Parameters and statistics are float32.
     remat: keep the blocks' sums only, and compute what is within a block again
       for its gradient.
+    axis_name: of batch normalisation, see `BatchNorm`.
 
   Source: Ge & Yu, CVPR 2017, the released train_val.prototxt (ResNet-152);
   width 0.5 and ResNet-50 from the paper's ablation.
@@ -245,6 +253,7 @@ class ResNet(nn.Module):
   momentum: float = 0.999
   dtype: DTypeLike = jnp.float32
   remat: bool = False
+  axis_name: str | None = None
 
   @nn.compact
   def __call__(
@@ -268,7 +277,9 @@ class ResNet(nn.Module):
     side, stride, pool = STEMS[self.stem]
     make_block, max_pool, raw = VARIANTS[self.variant]
     make_block = nn.remat(make_block) if self.remat else make_block
-    norm = functools.partial(BatchNorm, train, self.momentum, averaged)
+    norm = functools.partial(
+      BatchNorm, train, self.momentum, averaged, self.axis_name
+    )
     features = round(64 * self.width)
     conv1 = _convolution(features, side, stride, dtype=self.dtype, name='conv1')
     x = nn.relu(norm(name='norm1')(conv1(image_nhwc)))
@@ -302,12 +313,12 @@ def _convolution(features, side=1, stride=1, *, dtype, name):
     (side, side),
     (stride, stride),
     padding=side // 2,
-    conv_general_dilated=_convolve,
+    conv_general_dilated=convolve,
     **shared,
   )
 
 
-def _convolve(x_nhwc, kernel_hwio, strides, padding, **options):
+def convolve(x_nhwc, kernel_hwio, strides, padding, **options):
   """As XLA has it; as one product where the kernel is larger than the map."""
   h, w, i, o = kernel_hwio.shape
   if x_nhwc.shape[1] >= h and x_nhwc.shape[2] >= w:

@@ -11,7 +11,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from sjft_jax.models import conv_bank, frozen, resnet
+from sjft_jax import mesh
+from sjft_jax.models import bit, conv_bank, frozen, resnet
+
+# Whose images a micro-batch's statistics are of -> axis they are averaged over.
+STATISTICS = {'global': mesh.AXIS, 'device': None}
 
 # Of an image that nothing responds to: its feature stays 0.
 _LEAST_SQUARE = 1e-6
@@ -77,14 +81,20 @@ def _residual(make, c):
     momentum=c.momentum,
     dtype=c.dtype,
     remat=c.remat,
+    axis_name=STATISTICS[c.statistics],
   )
 
 
+def _bit(make, c):
+  return make(width=c.width, stem=c.stem, dtype=c.dtype, remat=c.remat)
+
+
 # Functions of the settings `model` to a trunk.
-TRUNKS = {
-  name: functools.partial(_residual, make)
-  for name, make in resnet.TRUNKS.items()
-} | {
-  name: lambda c, network=network: Plain(network, dtype=c.dtype)
-  for name, network in conv_bank.NETWORKS.items()
-}
+TRUNKS = (
+  {n: functools.partial(_residual, make) for n, make in resnet.TRUNKS.items()}
+  | {n: functools.partial(_bit, make) for n, make in bit.TRUNKS.items()}
+  | {
+    name: lambda c, network=network: Plain(network, dtype=c.dtype)
+    for name, network in conv_bank.NETWORKS.items()
+  }
+)

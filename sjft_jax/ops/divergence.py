@@ -12,12 +12,16 @@ Centring by means m, l makes the four terms small, so that less cancels.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 # Added inside every logarithm, as in the Caffe release. It is part of the
 # method: another value changes the ranking, because histograms have many
 # empty bins.
 EPSILON = 2.2204e-16
+
+# Partial sums of a pair, several of a processor's vectors; and how many such
+# parts make a block of bins.
+_LANES = 32
+_PARTS = 16
 
 
 def pairwise_jeffreys(target_qd, source_sd, weight_d, epsilon=EPSILON):
@@ -85,32 +89,69 @@ def lifted(scaled_qd, scaled_log_qd, self_q, source_sd, log_sd, half_d):
 
 
 def jeffreys_pairs(
-  first_nd, first_log_nd, second_nd, second_log_nd, *, work=(None, None)
+  first_qd, first_log_qd, second_sd, second_log_sd, row_n, column_n, many
 ):
-  """The divergence of n pairs, in the direct form and in float64.
+  """The divergence of listed pairs, in the direct form and in float64.
 
-  D[n] = sum_d (p[n, d] - q[n, d]) (a[d] P[n, d] - a[d] Q[n, d]), a = w / 2
+  D[n] = sum_d (p[d] - q[d]) (a[d] P[d] - a[d] Q[d]), a = w / 2,
 
-  The factors may be shared otherwise: pixel counts instead of p and q, whose
-  differences are exact even in float32, with logarithms divided by the number
-  of pixels.
-  Every row is summed alone and in one order, so that equal histograms have
-  equal distances to the last bit, in whatever company they are computed.
+  for p, P in row row_n[n] of the first and q, Q in row column_n[n] of the
+  second arrays. The factors may be shared otherwise: pixel counts instead of p
+  and q, whose differences are exact even in float32, with logarithms divided by
+  the number of pixels. Every pair is summed alone and in one order, so that
+  equal histograms have equal distances to the last bit, in whatever company
+  they are computed.
 
   Args:
-    first_nd: p, NumPy float64 [n, d], or counts, float32 [n, d].
-    first_log_nd: a P, P = log(p + e), float64 [n, d].
-    second_nd: q, [n, d] or [1, d], as the first.
-    second_log_nd: a Q, Q = log(q + e), float64 [n, d] or [1, d].
-    work: two arrays [n, d] to be overwritten, of the types of the first two
-      arguments, which may be given.
+    first_qd: p, float64 [q, d], or counts, float32 [q, d].
+    first_log_qd: a P, P = log(p + e), float64 [q, d].
+    second_sd: q, [s, d], as the first.
+    second_log_sd: a Q, Q = log(q + e), float64 [s, d].
+    row_n: int32 [n].
+    column_n: int32 [n].
+    many: pairs that are asked for, the first of the n.
 
   Returns:
-    Distances in nats, NumPy float64 [n].
+    Distances in nats, float64 [n]; 0 beyond `many`. JAX must be told to
+    compute in 64 bits, `jax.enable_x64`.
 
   Source: as `pairwise_jeffreys`.
   """
-  term_nd = np.subtract(first_nd, second_nd, out=work[0])
-  log_nd = np.subtract(first_log_nd, second_log_nd, out=work[1])
-  log_nd *= term_nd
-  return log_nd.sum(axis=1)
+  blocks, parts = _blocks(first_qd.shape[1])
+  width = parts * _LANES
+  short = ((0, 0), (0, blocks * width - first_qd.shape[1]))
+  arrays = [
+    jnp.pad(x, short)
+    for x in (first_qd, first_log_qd, second_sd, second_log_sd)
+  ]
+
+  def block(b, distance_n):
+    start = jnp.asarray(b * width, row_n.dtype)
+
+    def pair(i, distance_n):
+      place = row_n[i], row_n[i], column_n[i], column_n[i]
+      p, log_p, q, log_q = (
+        jax.lax.dynamic_slice(x, (at, start), (1, width))[0]
+        for x, at in zip(arrays, place, strict=True)
+      )
+      term = (p - q).astype(distance_n.dtype) * (log_p - log_q)
+      # A sum of slices: XLA's CPU backend does not vectorise row sums.
+      return distance_n.at[i].add(sum(jnp.split(term, parts)).sum())
+
+    return jax.lax.fori_loop(0, many, pair, distance_n)
+
+  # Blocks outside: of long descriptors, a block of all rows stays in a cache.
+  zero_n = jnp.zeros(len(row_n), first_log_qd.dtype)
+  return jax.lax.fori_loop(0, blocks, block, zero_n)
+
+
+def whole_width(dims: int) -> int:
+  """The next length at which `jeffreys_pairs` need not fill up its arrays."""
+  blocks, parts = _blocks(dims)
+  return blocks * parts * _LANES
+
+
+def _blocks(dims):
+  """Blocks of bins, and parts in each of them."""
+  blocks = -(-dims // (_LANES * _PARTS))
+  return blocks, -(-dims // (_LANES * blocks))

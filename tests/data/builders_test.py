@@ -1,5 +1,6 @@
 """Each builder on a tiny archive in the layout of the original."""
 
+import hashlib
 import io
 import itertools
 import sys
@@ -9,11 +10,12 @@ import zipfile
 
 import numpy as np
 import pytest
+import scipy.io
 import tensorflow_datasets as tfds
 from PIL import Image
 
 from sjft_jax import prepare
-from sjft_jax.data import datasets
+from sjft_jax.data import datasets, recorded
 from sjft_jax.data.builders.indoor67 import indoor67_dataset_builder
 from sjft_jax.errors import UserError
 
@@ -113,10 +115,145 @@ def tiny_imagenet(manual_dir):
   return {'train': train, 'val': val}
 
 
+def tar_bytes(content):
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode='w') as tar:
+    for name, data in content.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(data)
+      tar.addfile(member, io.BytesIO(data))
+  return buffer.getvalue()
+
+
+def mat_bytes(**arrays):
+  buffer = io.BytesIO()
+  scipy.io.savemat(buffer, arrays)
+  return buffer.getvalue()
+
+
+def stanford_dogs(manual_dir):
+  breeds = [f'n{i:08d}-Breed_{i}' for i in range(120)]
+  splits = {}
+  for split, numbers in (('train', (7, 12)), ('test', (3,))):
+    splits[split] = {
+      f'Images/{b}/{b[:9]}_{n}.jpg': (b.lower(), picture())
+      for b in breeds
+      for n in numbers
+    }
+  files = [name for rows in splits.values() for name in rows]
+  content = {
+    n: data for rows in splits.values() for n, (_, data) in rows.items()
+  }
+  write_tar(manual_dir / 'images.tar', content)
+  box = '<object><name>x</name><bndbox><xmin>2</xmin><ymin>3</ymin>{}</bndbox>'
+  box = box.format('<xmax>8</xmax><ymax>12</ymax>') + '</object>'
+  size = '<size><width>16</width><height>12</height><depth>3</depth></size>'
+  xml = f'<annotation><folder>%s</folder>{size}{box}{box}</annotation>'.encode()
+  boxes = {f'Annotation/{n[len("Images/") : -4]}': xml for n in files}
+  write_tar(manual_dir / 'annotation.tar', boxes)
+  lists = {}
+  for name, rows in (splits | {'file': files}).items():
+    column = np.empty((len(rows), 1), object)
+    column[:, 0] = [file.removeprefix('Images/') for file in rows]
+    lists[f'{name}_list.mat'] = mat_bytes(file_list=column)
+  write_tar(manual_dir / 'lists.tar', lists)
+  return splits
+
+
+def oxford_flowers102(manual_dir):
+  names = (
+    prepare.builder_class('oxford_flowers102')(data_dir=str(manual_dir))
+    .info.features['label']
+    .names
+  )
+  rng = np.random.default_rng(0)
+  label = np.tile(np.arange(1, 103, dtype=np.uint8), 3)
+  number = {
+    key: np.flatnonzero(np.arange(306) // 102 == part) + 1
+    for part, key in enumerate(('tstid', 'trnid', 'valid'))
+  }
+  data = {f'jpg/image_{i:05d}.jpg': picture() for i in range(1, 307)}
+  order = rng.permutation(list(data)).tolist()
+  # The original is called tgz, and is one.
+  write_tar(manual_dir / '102flowers.tgz', {name: data[name] for name in order})
+  (manual_dir / 'imagelabels.mat').write_bytes(mat_bytes(labels=label[None]))
+  (manual_dir / 'setid.mat').write_bytes(
+    mat_bytes(**{key: value[None] for key, value in number.items()})
+  )
+  splits = {'train': 'trnid', 'validation': 'valid', 'test': 'tstid'}
+  return {
+    split: {
+      f'image_{i:05d}.jpg': (
+        names[label[i - 1] - 1],
+        data[f'jpg/image_{i:05d}.jpg'],
+      )
+      for i in number[key].tolist()
+    }
+    for split, key in splits.items()
+  }
+
+
+def imagenet2012(manual_dir):
+  names = (
+    prepare.builder_class('imagenet2012')(data_dir=str(manual_dir))
+    .info.features['label']
+    .names
+  )
+  train = {f'{w}_{i}.JPEG': (w, picture()) for i, w in enumerate(names)}
+  packs = {
+    f'{w}.tar': tar_bytes({name: data}) for name, (w, data) in train.items()
+  }
+  write_tar(manual_dir / 'ILSVRC2012_img_train.tar', packs)
+  validation = {
+    f'ILSVRC2012_val_{i + 1:08d}.JPEG': (w, picture())
+    for i, w in enumerate(reversed(names))
+  }
+  # They do not lie there in the order of their names.
+  write_tar(
+    manual_dir / 'ILSVRC2012_img_val.tar',
+    {name: validation[name][1] for name in reversed(validation)},
+  )
+  return {'train': train, 'validation': validation}
+
+
+def places365_small(manual_dir):
+  names = (
+    prepare.builder_class('places365_small')(data_dir=str(manual_dir))
+    .info.features['label']
+    .names
+  )
+  train = {f'data_256/{n[0]}/{n}/00000001.jpg': (n, picture()) for n in names}
+  validation = {
+    f'val_256/Places365_val_{i + 1:08d}.jpg': (n, picture())
+    for i, n in enumerate(names)
+  }
+  for file, rows in (
+    ('train_256_places365standard.tar', train),
+    ('val_256.tar', validation),
+  ):
+    write_tar(manual_dir / file, {k: data for k, (_, data) in rows.items()})
+  lists = {
+    'places365_train_standard.txt': ''.join(
+      f'/{k.removeprefix("data_256/")} {i}\n' for i, k in enumerate(train)
+    ),
+    'places365_val.txt': ''.join(
+      f'{k.removeprefix("val_256/")} {i}\n' for i, k in enumerate(validation)
+    ),
+    'places365_test.txt': 'Places365_test_00000001.jpg\n',
+  }
+  lists = {name: text.encode() for name, text in lists.items()}
+  write_tar(manual_dir / 'filelist_places365-standard.tar', lists)
+  return {'train': train, 'validation': validation}
+
+
 WRITERS = {
   'caltech256': (caltech256, 3),
+  'imagenet2012': (imagenet2012, 1000),
   'indoor67': (indoor67, 67),
+  'oxford_flowers102': (oxford_flowers102, 102),
   'places205': (places205, 3),
+  'places365_small': (places365_small, 365),
+  'stanford_dogs': (stanford_dogs, 120),
   'tiny_imagenet': (tiny_imagenet, 2),
 }
 
@@ -129,10 +266,14 @@ def written(request, tmp_path, monkeypatch):
   manual_dir = tmp_path / 'manual'
   manual_dir.mkdir()
   splits = write(manual_dir)
-  builder = prepare.builders()[name]
+  builder = prepare.builder_class(name)
   counts = {split: len(rows) for split, rows in splits.items()}
   monkeypatch.setattr(builder, 'COUNTS', types.MappingProxyType(counts))
   monkeypatch.setattr(builder, 'CLASSES', classes, raising=False)
+  monkeypatch.setattr(builder, 'DIGESTS', {})
+  if name == 'imagenet2012':
+    labels = [label for label, _ in splits['validation'].values()]
+    monkeypatch.setattr(builder, 'validation_labels', lambda self: labels)
   return name, splits, manual_dir
 
 
@@ -148,8 +289,9 @@ def test_a_builder_gives_back_what_its_archives_hold(written, tmp_path):
     records = builder.as_data_source(
       split, decoders={'image': tfds.decode.SkipDecoding()}
     )
+    key = next(k for k in datasets.TFDS_NAMES if k in builder.info.features)
     got = {
-      record['file_name'].decode(): (names[record['label']], record['image'])
+      record[key].decode(): (names[record['label']], record['image'])
       for record in records
     }
     assert got == rows
@@ -192,7 +334,7 @@ def test_a_spoilt_archive_gets_one_clear_line(written, tmp_path, spoil):
   assert str(archive) in str(e.value)
   assert 'et it again' in str(e.value)
   assert '\n' not in str(e.value)
-  builder = prepare.builders()[name](data_dir=str(tmp_path / 'data'))
+  builder = prepare.builder_class(name)(data_dir=str(tmp_path / 'data'))
   assert not builder.is_prepared()
 
 
@@ -210,21 +352,193 @@ def test_an_archive_that_lacks_an_image_is_refused(written, tmp_path):
   else:
     with tarfile.open(archive) as file:
       content = {m.name: file.extractfile(m).read() for m in file}
+    if name == 'imagenet2012':
+      content.pop('n01440764.tar')
     lost = {
       'caltech256': '256_ObjectCategories/056.dog/056_0003.jpg',
       'indoor67': 'Images/winecellar/d.jpg',
+      'oxford_flowers102': 'jpg/image_00001.jpg',
+      'places365_small': 'data_256/y/youth_hostel/00000001.jpg',
+      'stanford_dogs': 'Images/n00000119-Breed_119/n00000119_7.jpg',
       'places205': 'data/vision/torralba/deeplearning/images256/y/yard/'
       'gsun_s.jpg',
     }
-    content.pop(lost[name])
+    content.pop(lost.get(name), None)
     write_tar(archive, content)
   with pytest.raises(UserError, match='incomplete'):
     prepare.prepare(name, tmp_path / 'data', manual_dir)
 
 
+class Killed(BaseException):
+  """Nothing catches it."""
+
+
+def test_a_killed_preparation_goes_on_after_its_last_file(
+  written, tmp_path, monkeypatch
+):
+  name, splits, manual_dir = written
+  monkeypatch.setattr(recorded, 'PER_SHARD', 2)
+  whole = prepare.prepare(name, tmp_path / 'whole', manual_dir)
+  builder = prepare.builder_class(name)(data_dir=str(tmp_path / 'data'))
+  features = type(builder.info.features)
+  encode, seen = features.serialize_example, []
+
+  def until(count):
+    def counted(self, example):
+      if len(seen) == count:
+        raise Killed
+      seen.append(example)
+      return encode(self, example)
+
+    return counted
+
+  monkeypatch.setattr(features, 'serialize_example', until(3))
+  with pytest.raises(Killed):
+    prepare.prepare(name, tmp_path / 'data', manual_dir)
+  assert not builder.is_prepared()
+  seen.clear()
+  monkeypatch.setattr(features, 'serialize_example', until(-1))
+  assert prepare.prepare(name, tmp_path / 'data', manual_dir) == whole
+  # The first file, of two images, was kept.
+  assert len(seen) == sum(map(len, splits.values())) - 2
+
+
+def test_what_a_killed_preparation_left_of_other_archives_is_not_used(
+  tmp_path, monkeypatch
+):
+  builder = prepare.builder_class('caltech256')
+  monkeypatch.setattr(builder, 'COUNTS', {'train': 9})
+  monkeypatch.setattr(builder, 'CLASSES', 3)
+  monkeypatch.setattr(builder, 'DIGESTS', {})
+  monkeypatch.setattr(recorded, 'PER_SHARD', 2)
+  (tmp_path / 'manual').mkdir()
+  caltech256(tmp_path / 'manual')
+  with monkeypatch.context() as patch:
+    patch.setattr(recorded, 'write_metadata', lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      prepare.prepare('caltech256', tmp_path / 'data', tmp_path / 'manual')
+  rows = caltech256(tmp_path / 'manual')['train']
+  prepare.prepare('caltech256', tmp_path / 'data', tmp_path / 'manual')
+  spec = {'kind': 'tfds', 'name': 'caltech256', 'dir': str(tmp_path / 'data')}
+  pool = datasets.open_pool({'x': spec | {'split': 'train'}})
+  assert sorted(map(pool.read, range(9))) == sorted(d for _, d in rows.values())
+
+
+@pytest.mark.parametrize('algorithm', ['md5', 'sha256'])
+def test_an_archive_has_the_published_digest(tmp_path, monkeypatch, algorithm):
+  builder = prepare.builder_class('caltech256')
+  monkeypatch.setattr(builder, 'COUNTS', {'train': 9})
+  monkeypatch.setattr(builder, 'CLASSES', 3)
+  caltech256(tmp_path)
+  archive = tmp_path / '256_ObjectCategories.tar'
+  data = archive.read_bytes()
+  digest = hashlib.new(algorithm, data).hexdigest()
+  monkeypatch.setattr(builder, 'DIGESTS', {archive.name: digest})
+  # A bit in an image, which no count reveals.
+  archive.write_bytes(data[:600] + bytes([data[600] ^ 1]) + data[601:])
+  with pytest.raises(UserError, match=f'{algorithm} {digest}.*--skip_digests'):
+    prepare.prepare('caltech256', tmp_path / 'data', tmp_path)
+  prepare.prepare('caltech256', tmp_path / 'other', tmp_path, digests=False)
+  archive.write_bytes(data)
+  prepare.prepare('caltech256', tmp_path / 'data', tmp_path)
+
+
+def test_published_digests_are_of_archives_that_are_read():
+  for name in prepare.NAMES:
+    builder = prepare.builder_class(name)
+    for archive, digest in builder.DIGESTS.items():
+      read = archive in builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+      assert read or archive == 'test_256.tar'
+      assert len(bytes.fromhex(digest)) in (16, 32)
+
+
+def test_sets_of_tfds_stay_what_tfds_says():
+  for name in (
+    'imagenet2012', 'oxford_flowers102', 'places365_small', 'stanford_dogs'
+  ):  # fmt: skip
+    ours = prepare.builder_class(name)
+    theirs = tfds.builder_cls(name)
+    assert issubclass(ours, theirs)
+    assert (ours.name, ours.VERSION) == (theirs.name, theirs.VERSION)
+
+
+def test_tfds_knows_the_class_of_every_validation_image(tmp_path):
+  builder = prepare.builder_class('imagenet2012')(data_dir=str(tmp_path))
+  labels = builder.validation_labels()
+  names = builder.info.features['label'].names
+  assert sorted(labels) == sorted(names * 50)
+  assert labels[0] == 'n01751748'  # ILSVRC2012_val_00000001.JPEG: a sea snake
+
+
+def test_dogs_keep_their_boxes(tmp_path, monkeypatch):
+  builder = prepare.builder_class('stanford_dogs')
+  monkeypatch.setattr(builder, 'COUNTS', {'train': 240, 'test': 120})
+  monkeypatch.setattr(builder, 'DIGESTS', {})
+  stanford_dogs(tmp_path)
+  prepare.prepare('stanford_dogs', tmp_path / 'data', tmp_path)
+  dogs = tfds.builder('stanford_dogs', data_dir=str(tmp_path / 'data'))
+  records = dogs.as_data_source(
+    'test', decoders={'image': tfds.decode.SkipDecoding()}
+  )
+  # ymin, xmin, ymax, xmax of a picture 12 high and 16 wide.
+  want = np.array([[3 / 12, 2 / 16, 12 / 12, 8 / 16]] * 2, np.float32)
+  np.testing.assert_array_equal(records[0]['objects']['bbox'], want)
+
+
+def test_flowers_train_with_their_validation_images(tmp_path, monkeypatch):
+  builder = prepare.builder_class('oxford_flowers102')
+  counts = {'train': 102, 'validation': 102, 'test': 102}
+  monkeypatch.setattr(builder, 'COUNTS', counts)
+  monkeypatch.setattr(builder, 'DIGESTS', {})
+  rows = oxford_flowers102(tmp_path)
+  prepare.prepare('oxford_flowers102', tmp_path / 'data', tmp_path)
+  train, test = datasets.open_target(
+    {
+      'kind': 'tfds',
+      'name': 'oxford_flowers102',
+      'dir': str(tmp_path / 'data'),
+      'train': 'train+validation',
+      'test': 'test',
+    },
+    seed=0,
+  )
+  prefix = 'target:train/'
+  got = {
+    str(name).removeprefix(prefix): (train.classes[label], train.read(i))
+    for i, (name, label) in enumerate(zip(train.ids, train.labels, strict=True))
+  }
+  assert got == rows['train'] | rows['validation']
+  assert len(test) == 102
+
+
+def test_caltech_is_drawn_by_class_and_seed(tmp_path, monkeypatch):
+  builder = prepare.builder_class('caltech256')
+  monkeypatch.setattr(builder, 'COUNTS', {'train': 9})
+  monkeypatch.setattr(builder, 'CLASSES', 3)
+  monkeypatch.setattr(builder, 'DIGESTS', {})
+  caltech256(tmp_path)
+  prepare.prepare('caltech256', tmp_path / 'data', tmp_path)
+  spec = {
+    'kind': 'tfds',
+    'name': 'caltech256',
+    'dir': str(tmp_path / 'data'),
+    'train': 'train',
+    'per_class': 2,
+  }
+  draws = [datasets.open_target(spec, seed) for seed in (0, 0, 1, 2, 3)]
+  for train, test in draws:
+    assert not any('clutter' in name for name in train.classes)
+    assert np.bincount(train.labels).tolist() == [2, 2, 2]
+    assert len(test) == 3
+    assert not set(train.ids) & set(test.ids)
+  digests = [train.digest for train, _ in draws]
+  assert digests[0] == digests[1]
+  assert len(set(digests)) > 1
+
+
 def test_what_must_be_there_is_named(written, tmp_path):
   name, _, manual_dir = written
-  builder = prepare.builders()[name]
+  builder = prepare.builder_class(name)
   archive = max(manual_dir.iterdir(), key=lambda path: path.stat().st_size)
   assert archive.name in builder.MANUAL_DOWNLOAD_INSTRUCTIONS
   with pytest.raises(UserError, match=archive.name):
@@ -236,11 +550,15 @@ def test_what_must_be_there_is_named(written, tmp_path):
 
 
 def test_the_paper_s_counts_are_the_ones_checked():
-  counts = {k: dict(b.COUNTS) for k, b in prepare.builders().items()}
+  counts = {k: dict(prepare.builder_class(k).COUNTS) for k in prepare.NAMES}
   assert counts == {
     'caltech256': {'train': 30_607 - 827},
+    'imagenet2012': {'train': 1_281_167, 'validation': 50_000},
     'indoor67': {'train': 67 * 80, 'test': 67 * 20},
+    'oxford_flowers102': {'train': 1020, 'validation': 1020, 'test': 6149},
     'places205': {'train': 2_448_873, 'val': 205 * 100},
+    'places365_small': {'train': 1_803_460, 'validation': 365 * 100},
+    'stanford_dogs': {'train': 120 * 100, 'test': 8_580},
     'tiny_imagenet': {'train': 200 * 500, 'val': 200 * 50},
   }
 

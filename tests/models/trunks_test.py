@@ -5,6 +5,7 @@ import pytest
 from flax import traverse_util
 
 from configs import default
+from sjft_jax import mesh
 from sjft_jax.models import conv_bank, resnet, trunks
 
 
@@ -12,6 +13,7 @@ from sjft_jax.models import conv_bank, resnet, trunks
 def test_a_trunk_is_images_to_one_feature_each(name):
   c = default.get_config().model
   c.width, c.variant, c.dtype = 0.5, 'v1.5', 'bfloat16'
+  c.statistics = 'device'
   trunk = trunks.TRUNKS[name](c)
   image = jax.ShapeDtypeStruct((2, 67, 67, 3), jnp.float32)
   feature, variables = jax.eval_shape(
@@ -28,7 +30,7 @@ def test_settings_reach_the_residual_trunk():
   c.width, c.stem, c.variant, c.remat = 0.25, 'small', 'v1.5', True
   c.momentum, c.dtype = 0.5, 'bfloat16'
   expected = resnet.TRUNKS['resnet50'](0.25, 'small', 'v1.5', 0.5)
-  expected = expected.clone(dtype='bfloat16', remat=True)
+  expected = expected.clone(dtype='bfloat16', remat=True, axis_name=mesh.AXIS)
   assert trunks.TRUNKS['resnet50'](c) == expected
 
 

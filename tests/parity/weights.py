@@ -18,7 +18,7 @@ def random_state(shapes, seed=0):
       value = 1 + value**2
     elif len(shape) > 1:
       value *= np.sqrt(2 / np.prod(shape[1:]))
-    elif name.endswith('weight'):
+    elif name.endswith(('weight', 'gamma')):
       value = 1 + 0.1 * value
     else:
       value *= 0.1

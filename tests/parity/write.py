@@ -1,4 +1,4 @@
-"""Writes the fixtures of this directory by torch and torchvision.
+"""Writes the fixtures of this directory by torch, torchvision and timm.
 
   python -m tests.parity.write
 
@@ -6,8 +6,10 @@ in an environment that has them, besides NumPy. The tests need neither.
 """
 
 import pathlib
+import tempfile
 
 import numpy as np
+import timm
 import torch
 import torchvision
 from torch.nn import functional
@@ -138,6 +140,48 @@ def resnet_caffe():
   save('resnet26_caffe', shapes, {'feature': read.mean((2, 3))})
 
 
+@torch.inference_mode()
+def bit_timm():
+  """Pooled features and logits of BiT's R50x1, read by timm from its npz."""
+  shapes = {
+    'resnet/root_block/standardized_conv2d/kernel': (7, 7, 3, 64),
+    'resnet/group_norm/gamma': (2048,),
+    'resnet/group_norm/beta': (2048,),
+    'resnet/head/conv2d/kernel': (1, 1, 2048, 7),
+    'resnet/head/conv2d/bias': (7,),
+  }
+  below = 64
+  for stage, blocks in enumerate((3, 4, 6, 3), 1):
+    c = 32 * 2**stage
+    for unit in range(1, blocks + 1):
+      name = f'resnet/block{stage}/unit{unit:02}'
+      parts = {'a': (1, below, c), 'b': (3, c, c), 'c': (1, c, 4 * c)}
+      if unit == 1:
+        parts['a/proj'] = 1, below, 4 * c
+      for part, (side, i, o) in parts.items():
+        where = f'{name}/{part}'
+        shapes[f'{where}/standardized_conv2d/kernel'] = side, side, i, o
+        if part in ('a', 'b', 'c'):
+          shapes[f'{where}/group_norm/gamma'] = (i,)
+          shapes[f'{where}/group_norm/beta'] = (i,)
+      below = 4 * c
+  network = timm.create_model('resnetv2_50x1_bit', num_classes=7).eval()
+  with tempfile.TemporaryDirectory() as where:
+    np.savez(f'{where}/bit.npz', **weights.random_state(shapes))
+    network.load_pretrained(f'{where}/bit.npz')
+  for module in network.modules():
+    if isinstance(module, timm.layers.StdConv2d):
+      # The authors'; timm has another.
+      module.eps = 1e-10
+  network.double()
+  image = torch.from_numpy(weights.random_image(2, 75, 64, 3)).double()
+  image = image.permute(0, 3, 1, 2) / 127.5 - 1
+  feature = network.forward_features(image)
+  logits = network.forward_head(feature)
+  outputs = {'feature': feature.mean((2, 3)), 'logits': logits}
+  save('bit_r50', shapes, outputs)
+
+
 def files():
   """The same tensors in both formats of torch.save, and as NumPy's."""
   torch.manual_seed(0)
@@ -176,3 +220,4 @@ if __name__ == '__main__':
   alexnet()
   resnet_torchvision()
   resnet_caffe()
+  bit_timm()

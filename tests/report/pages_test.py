@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sjft_jax.data import datasets
+from sjft_jax.report import comparison as report_comparison
 from sjft_jax.report import pages, summary
 
 NASTY = '<script>alert("1")</script> & \'q\' $\\frac$ 漢字'
@@ -520,6 +521,61 @@ def test_a_gain_is_claimed_only_above_zero(comparison, interval, verdict):
   line = summary.table(comparison).splitlines()
   row = next(text for text in line if text.startswith('random'))
   assert f'  {verdict}' in row
+
+
+# ------------------------------------------------------------ wrong answers
+
+
+def test_frequent_mistakes_are_named_as_text(tmp_path, target, pool):
+  make_run(tmp_path, target, pool)
+  with open(tmp_path / 'rounds' / '1' / 'confusion.csv', 'w') as file:
+    csv.writer(file).writerows(
+      [
+        ['true class', 'cat', NASTY, 'cow'],
+        ['cat', 7, 3, 0],
+        [NASTY, 1, 4, 0],
+        ['cow', 0, 0, 0],
+      ]
+    )
+  page = Page(pages.write_run(tmp_path, target, pool))
+  rows = [c for c in page.cells if 'of' in ' '.join(c[2:3])]
+  none = '\N{EN DASH}'
+  assert ['cat', NASTY, '3 of 10', '30', '1'] in rows
+  assert [NASTY, 'cat', '1 of 5', '20', '3'] in rows
+  assert not [row for row in rows if none in row]
+  # 70 %, 80 % and a class without test images.
+  alt = next(
+    a['aria-label'] for a in page.all('svg') if 'diagonal' in a['aria-label']
+  )
+  assert '50.0 %' in alt
+
+
+def test_doubt_is_drawn_by_round(run_page):
+  labels = [a['aria-label'] for a in run_page.all('svg')]
+  entropy = next(label for label in labels if label.startswith('Entropy'))
+  assert entropy.endswith('mean: 0.5, 0.5.')
+
+
+def test_losses_of_arms_are_means_over_the_seeds(comparison_page):
+  labels = [a['aria-label'] for a in comparison_page.all('svg')]
+  loss = next(label for label in labels if label.startswith('Loss on the'))
+  # Five updates of either round, 2 / step.
+  assert 'random: 2, 1, 0.667, 0.5, 0.4, 2, 1, 0.667, 0.5, 0.4.' in loss
+
+
+def test_what_was_tried_is_listed_and_the_choice_marked():
+  tried = [
+    {'steps': 1500, 'learning_rate': 0.01, 'mean_class_accuracy': [0.4, 0.5]},
+    {'steps': 3000, 'learning_rate': 0.01, 'mean_class_accuracy': [0.4, 0.3]},
+  ]
+  chosen = {'steps': 1500, 'learning_rate': 0.01}
+  table = report_comparison.tuning_table(
+    {'a': {'chosen': chosen, 'tried': tried}}, {'a': {'title': 'A'}}
+  )
+  assert table[1:] == [
+    ['A', '0.01', '1,500', '45.0', 'yes'],
+    ['A', '0.01', '3,000', '35.0', '-'],
+  ]
 
 
 # ------------------------------------------------------------- the guard

@@ -1,16 +1,59 @@
 """What the builders share: features, and archives in the manual directory."""
 
+import hashlib
+import io
 import pathlib
 import tarfile
+import types
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import numpy as np
+import scipy.io
 import tensorflow_datasets as tfds
 
+from sjft_jax import progress
 from sjft_jax.errors import UserError
 
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError)
+
+
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """A set whose archives are put into the manual directory by hand.
+
+  Attributes:
+    COUNTS: split -> number of images.
+    DIGESTS: archive -> its published MD5 or SHA-256, in hex, if there is one.
+  """
+
+  COUNTS: Mapping[str, int] = types.MappingProxyType({})
+  DIGESTS: Mapping[str, str] = types.MappingProxyType({})
+
+  def splits(self, manual_dir) -> dict[str, Iterator]:
+    """{split: generator of (key, example)}, in the order of the archives.
+
+    Raises:
+      UserError: here or in a generator, if an archive is missing, damaged or
+        incomplete.
+    """
+    return self._splits(manual_dir)
+
+  def _splits(self, manual_dir):
+    raise NotImplementedError
+
+  def _split_generators(self, dl_manager):
+    return self._splits(dl_manager.manual_dir)
+
+
+def published(builder_class) -> Mapping[str, str]:
+  """SHA-256 of the archives of a set that TFDS has, as TFDS states them."""
+  return types.MappingProxyType(
+    {
+      url.rpartition('/')[2]: info.checksum
+      for url, info in builder_class.url_infos.items()
+    }
+  )
 
 
 def info(builder, label, *, homepage, citation) -> tfds.core.DatasetInfo:
@@ -71,15 +114,75 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
             yield member.filename, archive.read(member)
     else:
       with tarfile.open(path, 'r|*') as archive:
-        for member in archive:
-          if member.isreg():
-            yield member.name, archive.extractfile(member).read()
-          archive.members.clear()  # It keeps them all.
+        yield from _members(archive)
   except _DAMAGE as e:
+    raise damaged(path, e) from e
+
+
+def damaged(path: pathlib.Path, why: Exception) -> UserError:
+  """What to say of a file that cannot be read."""
+  return UserError(
+    f'{path} is damaged or incomplete ({why or type(why).__name__}): get it'
+    ' again.'
+  )
+
+
+def read_mat(data: bytes, path: pathlib.Path, *names: str) -> dict:
+  """Arrays of a MATLAB file, without dimensions of one.
+
+  Args:
+    data: the file.
+    path: where it lies, or the archive that it is from.
+    *names: what it must hold.
+
+  Raises:
+    UserError: if it is damaged or lacks one.
+  """
+  try:
+    values = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True)
+    return {name: np.atleast_1d(values[name]) for name in names}
+  # Anything may come out of a file that is cut or none.
+  except Exception as e:
+    raise damaged(path, e) from e
+
+
+def read_inner(data: bytes, path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+  """Yields what `read` does, of a tar that lies in the archive `path`."""
+  try:
+    with tarfile.open(fileobj=io.BytesIO(data), mode='r:') as archive:
+      yield from _members(archive)
+  except _DAMAGE as e:
+    raise damaged(path, e) from e
+
+
+def _members(archive):
+  for member in archive:
+    if member.isreg():
+      yield member.name, archive.extractfile(member).read()
+    archive.members.clear()  # It keeps them all.
+
+
+def check_digest(path: pathlib.Path, needed: str) -> None:
+  """Refuses a file whose MD5 or SHA-256, told by its length, is another.
+
+  Raises:
+    UserError: if it is.
+  """
+  sha = hashlib.new('md5' if len(needed) == 32 else 'sha256')
+  size = path.stat().st_size
+  with (
+    open(path, 'rb') as file,
+    progress.bar(size, f'digest of {path.name}', 'B') as bar,
+  ):
+    while data := file.read(1 << 22):
+      sha.update(data)
+      bar.update(len(data))
+  if sha.hexdigest() != needed:
     raise UserError(
-      f'{path} is damaged or incomplete ({e or type(e).__name__}): get it'
-      ' again.'
-    ) from e
+      f'Needed the published {path.name} ({sha.name} {needed}); {path} has '
+      f'{sha.hexdigest()}: it is damaged, incomplete or another version. Get '
+      'it again, or take it as it is with --skip_digests.'
+    )
 
 
 def check(what: str, found: int, expected: int, path: pathlib.Path) -> None:

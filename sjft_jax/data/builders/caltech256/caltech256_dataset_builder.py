@@ -15,7 +15,7 @@ _IMAGE = re.compile(r'(?:.*/)?((\d{3})\.[^/]+)/\2_\d{4}\.jpg')
 _CLUTTER = '257'
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(archives.Builder):
   """Caltech 256 in one split, without its clutter class."""
 
   VERSION = tfds.core.Version('1.0.0')
@@ -24,6 +24,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   )
   CLASSES = 256
   COUNTS = types.MappingProxyType({'train': 29_780})
+  DIGESTS = types.MappingProxyType(
+    {ARCHIVE: '67b4f42ca05d46448c6bb8ecd2220f6d'}
+  )
 
   def _info(self):
     return archives.info(
@@ -34,8 +37,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       'California Institute of Technology, 2007.',
     )
 
-  def _split_generators(self, dl_manager):
-    (path,) = archives.find(dl_manager.manual_dir, ARCHIVE)
+  def _splits(self, manual_dir):
+    (path,) = archives.find(manual_dir, ARCHIVE)
     names = {name.partition('/')[0] for name, _ in self._images(path)}
     archives.check('classes', len(names), self.CLASSES, path)
     self.info.features['label'].names = sorted(names)

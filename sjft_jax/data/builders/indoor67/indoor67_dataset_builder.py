@@ -26,7 +26,7 @@ NAMES = (
 )  # fmt: skip
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(archives.Builder):
   """MIT Indoor 67 by its lists: 80 training, 20 test images of each class."""
 
   VERSION = tfds.core.Version('1.0.0')
@@ -44,10 +44,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       citation='Quattoni, Torralba: Recognizing indoor scenes. CVPR 2009.',
     )
 
-  def _split_generators(self, dl_manager):
-    archive, *lists = archives.find(
-      dl_manager.manual_dir, ARCHIVE, *LISTS.values()
-    )
+  def _splits(self, manual_dir):
+    archive, *lists = archives.find(manual_dir, ARCHIVE, *LISTS.values())
     wanted = {}
     for split, path in zip(LISTS, lists, strict=True):
       wanted[split] = set(path.read_text(encoding='utf-8').split())

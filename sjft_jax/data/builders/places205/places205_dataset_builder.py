@@ -12,7 +12,7 @@ PAGE = 'http://places.csail.mit.edu/downloadData.html'
 _ROOT = 'images256/'  # The names of the lists begin after it.
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(archives.Builder):
   """Places 205, resized by its authors to 256 x 256 pixels."""
 
   VERSION = tfds.core.Version('1.0.0')
@@ -32,8 +32,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       'for scene recognition using Places database. NIPS 2014.',
     )
 
-  def _split_generators(self, dl_manager):
-    archive, lists = archives.find(dl_manager.manual_dir, ARCHIVE, LISTS)
+  def _splits(self, manual_dir):
+    archive, lists = archives.find(manual_dir, ARCHIVE, LISTS)
     label_of = {split: {} for split in self.COUNTS}
     for name, data in archives.read(lists):
       split = name.rpartition('/')[2].removesuffix('_places205.csv')

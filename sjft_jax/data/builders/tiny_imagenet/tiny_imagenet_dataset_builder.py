@@ -11,7 +11,7 @@ ARCHIVE = 'tiny-imagenet-200.zip'
 PAGE = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(archives.Builder):
   """Tiny-ImageNet, 64 x 64 pixels, without its unlabelled test images."""
 
   VERSION = tfds.core.Version('1.0.0')
@@ -20,6 +20,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   )
   CLASSES = 200
   COUNTS = types.MappingProxyType({'train': 100_000, 'val': 10_000})
+  DIGESTS = types.MappingProxyType(
+    {ARCHIVE: '90528d7ca1a48142e341f4ef8d21d0de'}
+  )
 
   def _info(self):
     return archives.info(
@@ -30,8 +33,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       'Russakovsky et al., IJCV 2015.',
     )
 
-  def _split_generators(self, dl_manager):
-    (path,) = archives.find(dl_manager.manual_dir, ARCHIVE)
+  def _splits(self, manual_dir):
+    (path,) = archives.find(manual_dir, ARCHIVE)
     texts = collections.defaultdict(str)
     for name, data in archives.read(path):
       if name.endswith(('/wnids.txt', '/val_annotations.txt')):

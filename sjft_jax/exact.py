@@ -47,7 +47,7 @@ class Exact:
     self._log_table = np.concatenate(tables)
     self._start_d = start[which_d]
     self._rows = max(8, _TILE // target_qd.shape[1])
-    self._device = _cpu()
+    self._device = cpu()
     with jax.enable_x64(True):
       self._targets = jax.device_put(
         self._describe(target_qd, len(target_qd)), self._device
@@ -108,8 +108,12 @@ class Exact:
 _pairs = jax.jit(divergence.jeffreys_pairs)
 
 
-def _cpu():
-  """This process's first CPU device, whatever else it computes on."""
+def cpu():
+  """This process's first CPU device, whatever else it computes on.
+
+  Raises:
+    UserError: if JAX was told to have none.
+  """
   try:
     return jax.local_devices(backend='cpu')[0]
   except RuntimeError as error:

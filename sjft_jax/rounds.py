@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from sjft_jax import (
   evaluate,
+  exact,
   files,
   guard,
   intake,
@@ -110,6 +111,7 @@ def run(c, workdir, mesh, donors=()):
 
 def _check(c, target, test, mesh, workdir):
   """Refuses what the target, the devices or the network cannot do."""
+  exact.cpu()
   if c.rounds:
     learn.check(c, mesh, workdir)
   if c.rounds and len(target) < c.train.target_batch:

@@ -2,7 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from sjft_jax import mesh, screen, search, tables
+from sjft_jax import exact, mesh, screen, search, tables
+from sjft_jax.errors import UserError
 from sjft_jax.exact import Exact
 from sjft_jax.ops import divergence
 from tests.described import Describer, Stream, counts
@@ -161,19 +162,28 @@ def test_the_bounds_hold(draw, operands, rank):
   lower = (lower.astype(np.float64) + asked.floor_q)[: len(source)]
   q, s = np.divmod(np.arange(len(target) * len(source)), len(source))
   order = np.argsort(s, kind='stable')
-  exact = np.empty((len(target), len(source)))
-  exact[q[order], s[order]] = Exact(target, describer)(
+  distance_qs = np.empty((len(target), len(source)))
+  distance_qs[q[order], s[order]] = Exact(target, describer)(
     source, s[order], q[order]
   )
-  assert (lower <= exact.T).all()
-  assert (upper[: len(source)] >= exact.T).all()
+  assert (lower <= distance_qs.T).all()
+  assert (upper[: len(source)] >= distance_qs.T).all()
   if rank == 0 and draw is dense:
     # Bounds are of use only if they are close beside the distances.
     width = (upper[: len(source)] - lower).max()
     share = {'float32': 0.01, 'bfloat16': 0.1}[operands]
-    assert width < share * np.median(exact)
+    assert width < share * np.median(distance_qs)
     # All of the width is rounding, and what is reported covers it.
     assert width <= 2.001 * asked.rounding(*(x[: len(source)] for x in norms))
+
+
+def test_a_missing_cpu_is_one_line(monkeypatch):
+  def none(backend):
+    raise RuntimeError(f'Unknown backend {backend}')
+
+  monkeypatch.setattr(jax, 'local_devices', none)
+  with pytest.raises(UserError, match='JAX_PLATFORMS=tpu,cpu'):
+    exact.cpu()
 
 
 def test_exact_distances_equal_the_formula(case):

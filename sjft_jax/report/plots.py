@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import itertools
 import math
 import re
 import textwrap
@@ -78,9 +77,12 @@ def curves(
   """A plot of curves; None where no curve has two points."""
   if not any(np.isfinite(line.y).sum() > 1 for line in lines):
     return None
-  style = list(
-    zip(lines, itertools.cycle(zip(SERIES, MARKERS, strict=True)), strict=False)
-  )
+  # Lines beyond the last colour begin again with other markers.
+  n = len(SERIES)
+  style = [
+    (line, (SERIES[i % n], MARKERS[(i + i // n) % n]))
+    for i, line in enumerate(lines)
+  ]
 
   def paint(axes):
     axes.set(xlabel=x_label, ylabel=y_label)

@@ -74,7 +74,7 @@ def known_data_sets():
     import tensorflow_datasets as tfds
 
     listed = tfds.list_builders(with_community_datasets=False)
-  return {*listed, *prepare.builders()}
+  return {*listed, *prepare.NAMES}
 
 
 @pytest.mark.parametrize(('name', 'wanted'), NAMED)

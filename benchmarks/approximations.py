@@ -8,6 +8,8 @@ Compares the K nearest by exact descriptors with those by
 
 - the coarse Gabor scales at fewer points (describe.decimate),
 - edges moved to fine bins of the source (describe.fine_bins),
+- JPEGs decoded at a part of their size (describe.reduced), which only matters
+  where both sides are at least twice --size,
 - the release's binning (describe.binning=caffe),
 
 and prints, for K = 10, 100 and 300, the share of the exact neighbours that are
@@ -51,7 +53,7 @@ def main():
     f'{args.bank}, {args.size} pixels, {args.bins} bins, {len(target)} targets,'
     f' {len(source)} source images'
   )
-  tried = {'caffe binning': {'binning': 'caffe'}}
+  tried = {'reduced': {'reduced': True}, 'caffe binning': {'binning': 'caffe'}}
   if args.bank == 'gabor':
     tried['decimated'] = {'decimate': True}
   tried |= {f'{n} fine bins': {'fine_bins': n} for n in FINE}
@@ -79,11 +81,20 @@ def spread(directory, count):
   return pool.subset(np.linspace(0, len(pool) - 1, count).astype(int))
 
 
-def found(args, target, source, fine_bins=0, binning='paper', decimate=False):
+def found(
+  args,
+  target,
+  source,
+  fine_bins=0,
+  binning='paper',
+  decimate=False,
+  reduced=False,
+):
   """Positions of the nearest by one kind of descriptor, int [q, k]."""
   c = default.get_config().describe
   c.bank, c.weights, c.decimate = args.bank, args.weights, decimate
   c.resize = c.crop = args.size
+  c.reduced = reduced
   bank = describe.load_bank(c)
   run_on = dict(mesh=meshes.make(), batch=64, threads=0)
   describer = describe.fit(

@@ -29,7 +29,7 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
-HEARTBEAT, SHUTDOWN, ROUNDS = 30, 60, 2
+HEARTBEAT, SHUTDOWN, CONNECT, ROUNDS = 30, 60, 60, 2
 SETTINGS = {
   'target.kind': 'packaged',
   'target.name': 'digits',
@@ -39,6 +39,7 @@ SETTINGS = {
   'source.main.quota': 1500,
   'processes.heartbeat': HEARTBEAT,
   'processes.shutdown': SHUTDOWN,
+  'processes.connect': CONNECT,
   'threads': 1,
   'describe.resize': 32,
   'describe.crop': 32,

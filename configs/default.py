@@ -61,6 +61,7 @@ def get_config():
   c.describe.crop = 0  # pixels; 0 = as the bank's filters were made for
   c.describe.bins = 32  # per channel; the release: 32 Gabor, 100 AlexNet
   c.describe.binning = 'paper'  # paper (bins of equal mass) or caffe
+  c.describe.reduced = False  # decode JPEGs at 1/2 to 1/8, if that is enough
   c.describe.batch = 32  # images
   c.describe.decimate = False  # gabor: coarse scales at fewer points
   c.describe.weights = ''  # conv: a file written by sjft_jax.convert
@@ -91,6 +92,11 @@ def get_config():
   c.hardness.add_unsure = 2.0  # s1, in units of K0
   c.hardness.min_entropy = 0.1  # d, nats
   c.hardness.views = 'centre'  # of a training image: centre, ten or dense
+
+  # Selected source images whose label the network and their neighbours doubt
+  # are listed, never removed.
+  c.suspects = ConfigDict()
+  c.suspects.neighbours = 10  # asked about an image; 0 = no list
 
   # The network.
   c.model = ConfigDict()

@@ -40,6 +40,7 @@ class Bank:
   names: what the channels are called, in the same order.
   resize: side in pixels to which images are resized, aspect not kept.
   crop: side in pixels of the centre that is kept.
+  reduced: JPEGs are decoded at a part of their size, if that is enough.
   """
 
   responses: Callable
@@ -47,6 +48,7 @@ class Bank:
   names: tuple[str, ...]
   resize: int
   crop: int
+  reduced: bool = False
 
   @functools.cached_property
   def shapes(self):
@@ -115,7 +117,7 @@ def load_bank(c) -> Bank:
     raise UserError(
       f'describe.bank is one of {", ".join(BANKS)}, not {c.bank!r}.'
     )
-  return BANKS[c.bank](c)
+  return dataclasses.replace(BANKS[c.bank](c), reduced=c.reduced)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,6 +282,7 @@ def _sweep(dataset, owner, start=0):
     batch=owner.batch,
     threads=owner.threads,
     start=start,
+    reduced=owner.bank.reduced,
   )
 
 

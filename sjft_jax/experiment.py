@@ -22,6 +22,7 @@ def run(c, workdir, mesh):
   settings.check(c)
   if c.arms:
     arms.check(c)
+  processes.agree(c.to_dict(), 'settings')
   page = workdir / 'report' / 'index.html'
 
   def is_finished():

@@ -32,6 +32,8 @@ def load(c, workdir):
   pool = None
   if c.selection != 'none' or c.pretrain.steps:
     pool = datasets.open_pool(c.source)
+  digests = [d.digest for d in (train, test, pool) if d is not None]
+  processes.agree(digests, 'images')
   processes.told(lambda: _remember(workdir, train, test, pool))
   bad = {}
   with progress.bar(len(train) + len(test), 'check target') as bar:

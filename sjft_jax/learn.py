@@ -305,12 +305,32 @@ class Learner:
 
   def posteriors(self, variables, dataset, views, label):
     """Target class probabilities of a data set, float32 [n, classes]."""
+    return self._ask(_probabilities, variables, dataset, views, label)
+
+  def source_answers(self, variables, dataset):
+    """What the network makes of source images.
+
+    Args:
+      variables: of the network.
+      dataset: source images.
+
+    Returns:
+      (logits of the source classes float16 [n, classes],
+       feature of the trunk float16 [n, f]).
+    """
+    found_nd = self._ask(
+      _source_answers, variables, dataset, 'centre', 'suspects'
+    )
+    return np.split(found_nd, [self.network.source_classes], axis=1)
+
+  def _ask(self, question, variables, dataset, views, label):
+    """What `question` finds, of every image of a data set."""
     c = self._c
     # Every process asks about a share, on its own devices.
     index, count = meshes.share()
     variables = meshes.localise(variables, self._mesh)
-    probability_nc, valid_n = evaluate.posteriors(
-      functools.partial(self.probabilities, variables),
+    found_nd, valid_n = evaluate.posteriors(
+      functools.partial(question(self.network), variables),
       dataset.subset(np.arange(index, len(dataset), count)),
       resize=c.train.resize,
       crop=c.train.crop,
@@ -322,14 +342,14 @@ class Learner:
       mirror=c.train.mirror,
       scales=c.evaluate.scales,
     )
-    probability_nc = meshes.interleave(probability_nc, len(dataset))
+    found_nd = meshes.interleave(found_nd, len(dataset))
     valid_n = meshes.interleave(valid_n[:, None], len(dataset))[:, 0]
     if not valid_n.all():
       raise UserError(
         f'{dataset.ids[~valid_n][0]} could be read when the run began, and '
         'cannot be read now. Restore it and give the same command again.'
       )
-    return probability_nc
+    return found_nd
 
   def fresh(self, seed, network=None):
     """Variables of random weights, replicated.
@@ -407,13 +427,33 @@ def _probabilities(network):
   return jax.jit(probabilities)
 
 
+@functools.lru_cache(maxsize=8)
+def _source_answers(network):
+  def answers(variables, image_nhwc):
+    (_, logits_nc), kept = network.apply(
+      variables,
+      image_nhwc[:0],
+      image_nhwc,
+      train=False,
+      capture_intermediates=lambda module, _: module.name == 'trunk',
+      mutable=['intermediates'],
+    )
+    (feature_nf,) = kept['intermediates']['trunk']['__call__']
+    # Half the memory: there may be a million images.
+    both = jnp.concatenate([logits_nc, feature_nf], axis=1)
+    return both.astype(jnp.float16)
+
+  return jax.jit(answers)
+
+
 def _pretraining_key(c, pool):
   """All that the pretrained trunk depends on, as JSON reads it back."""
-  # They change joint batches only, or nothing.
-  without = ('averages', 'remat')
+  # They change joint batches only, or nothing; of weights the content counts.
+  without = ('averages', 'remat', 'weights')
   settings = {
     'pretrain': c.pretrain.to_dict(),
     'model': {k: v for k, v in c.model.items() if k not in without},
+    'weights': files.digest(c.model.weights) if c.model.weights else '',
     'train': {k: c.train[k] for k in ('resize', 'crop', 'mirror')},
     'optim': {k: c.optim[k] for k in ('momentum', 'weight_decay')},
     'source_weight': c.train.source_weight,

@@ -173,6 +173,11 @@ def run(argv, accept=lambda c: None) -> int:
     from sjft_jax import processes
 
     code = processes.leave(code)
+  if preemption.asked():
+    # Threads may be at work still, on what Python would take down under them.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
   return code
 
 

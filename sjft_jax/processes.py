@@ -128,6 +128,25 @@ def gathered(value: Any) -> list:
   ]
 
 
+def agree(value: Any, what: str) -> None:
+  """Refuses to go on where processes do not have the same.
+
+  Args:
+    value: what JSON can hold.
+    what: the words for it.
+
+  Raises:
+    UserError: in every process.
+  """
+  values = gathered(value)
+  other = next((i for i, v in enumerate(values) if v != values[0]), None)
+  if other is not None:
+    raise UserError(
+      f'All processes need the same {what}; process {other} has others than '
+      'process 0. Give all the same command, on a file system they share.'
+    )
+
+
 def meet() -> None:
   """Returns once every process has come here."""
   gathered(None)

@@ -16,6 +16,7 @@ from sjft_jax import (
   learn,
   processes,
   selection,
+  suspects,
   workdirs,
 )
 from sjft_jax.errors import UserError
@@ -100,6 +101,11 @@ def run(c, workdir, mesh, donors=()):
   else:
     results['selection'] = _borrowed(pool, candidates(budget_q))
   results['guard'] = guard.exposure(workdir, test, tests)
+  if c.rounds and c.suspects.neighbours and c.selection == 'neighbours':
+    with clock('suspects'):
+      results['label_suspects'] = suspects.stage(
+        c, learner, weights, drawable, selection.selected(drawn), workdir
+      )
 
   def finish():
     files.write_json(workdir / 'results.json', results | workdirs.provenance())

@@ -40,7 +40,7 @@ AT_LEAST = {
     'train.source_batch', 'train.target_weight', 'train.source_weight',
     'train.checkpoint_every', 'optim.momentum', 'optim.weight_decay',
     'model.momentum', 'train.most_per_label', 'train.label_smoothing',
-    'optim.warmup',
+    'optim.warmup', 'suspects.neighbours',
   ),
   1: (
     'describe.batch', 'budget.initial', 'budget.maximum',

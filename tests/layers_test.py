@@ -36,7 +36,7 @@ LAYERS = [
   ['tables', 'search', 'certificate'],
   ['evaluate', 'train', 'features'],
   ['repeats', 'guard'],
-  ['retrieval', 'selection', 'learn'],
+  ['retrieval', 'selection', 'learn', 'suspects'],
   ['settings'],
   ['report.wording', 'report.record', 'report.plots', 'report.lending'],
   ['report.galleries', 'report.mistakes', 'report.run'],

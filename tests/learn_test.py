@@ -162,3 +162,27 @@ def test_a_network_is_fed_what_its_weights_want(tmp_path):
   assert again.network.convention == TORCHVISION
   with pytest.raises(UserError, match='No weights can be read from'):
     learn.check(c, devices, tmp_path / 'run')
+
+
+def test_source_answers_are_the_heads_product_of_the_feature(tmp_path):
+  learner, _, after = trained(tmp_path)
+  logits_nc, feature_nf = learner.source_answers(after, images('s', 24))
+  assert len(logits_nc) == len(feature_nf) == 24
+  head = after['params']['source_head']
+  np.testing.assert_allclose(
+    feature_nf.astype(np.float32) @ head['kernel'] + head['bias'],
+    logits_nc,
+    atol=2e-3,
+  )
+
+
+def test_a_pretrained_trunk_depends_on_what_its_weights_hold(tmp_path):
+  def key(name, data):
+    path = tmp_path / name
+    path.write_bytes(data)
+    c = settings(pretrain__steps=1, model__weights=str(path))
+    return learn._pretraining_key(c, images('s', 2))
+
+  first = key('a', b'1')
+  assert first == key('b', b'1')
+  assert first != key('a', b'2')

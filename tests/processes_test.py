@@ -162,7 +162,7 @@ def unlucky(address, count, index, event):
   """What ends one process, or all."""
   index = int(index)
   processes.start(
-    address, int(count), index, heartbeat=5, shutdown=10, connect=60
+    address, int(count), index, heartbeat=10, shutdown=10, connect=60
   )
 
   def refuse():
@@ -172,6 +172,9 @@ def unlucky(address, count, index, event):
     assert processes.gathered(index) == [0, 1]
     assert processes.told(lambda: [index, 'told']) == [0, 'told']
     if event == 'all':
+      processes.agree('the same', 'images')
+      with pytest.raises(UserError, match='same images; process 1 has others'):
+        processes.agree(index, 'images')
       processes.told(refuse)
     elif index:
       refuse() if event == 'one' else os.kill(os.getpid(), signal.SIGKILL)
@@ -182,7 +185,7 @@ def unlucky(address, count, index, event):
 
 @pytest.mark.parametrize('event', ['all', 'one', 'death'])
 def test_no_process_outlives_another_and_each_has_a_last_line(event):
-  ended = ends(start(unlucky, 2, 1, event), timeout=40)
+  ended = ends(start(unlucky, 2, 1, event), timeout=120)
   (code, first), (other, second) = ended
   last, last_of_other = (x.splitlines()[-1] for x in (first, second))
   if event == 'all':
@@ -272,6 +275,8 @@ def record(directory, index, count, replace=setattr):
       yield batch
 
   replace(pipelines, 'joint', recorded)
+  # So that some of the small network's parameters can be sharded.
+  replace(mesh, '_SPLIT_LEAST', 64)
   tiny = resnet.ResNet((1,), 1 / 8, 'small', momentum=0.9, axis_name=mesh.AXIS)
   replace(trunks, 'TRUNKS', trunks.TRUNKS | {'resnet26': lambda c: tiny})
 
@@ -346,8 +351,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(data, reference, tmp_path):
 def test_two_processes_of_two_devices_train_as_one_of_four(
   data, reference, tmp_path
 ):
+  """With their parameters sharded over all devices, at that."""
   workdir = tmp_path / 'run'
-  given = flags(data, workdir)
+  given = [*flags(data, workdir), '--config.train.sharded=true']
   ended = ends(start(command, 2, 2, tmp_path, 0, *given))
   assert [code for code, _ in ended] == [0, 0], ended
   assert_same(reference / 'run', workdir)

@@ -118,6 +118,7 @@ def test_a_run_leaves_what_the_readme_says(finished):
     'selection/certificate.json',
     'rounds/0/posteriors.npz',
     'rounds/1/budget.csv',
+    'label_suspects.csv',
     'metrics.jsonl',
     'results.json',
     'report/index.html',

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from sjft_jax import suspects
 from sjft_jax.report import (
   galleries,
   lending,
@@ -48,6 +49,7 @@ def context(workdir, target, source) -> dict:
       row.values() for row in record.csv_rows(workdir / 'bad_images.csv')
     ],
     'guard': galleries.withheld(workdir, results),
+    'suspects': suspects.shown(workdir, results),
   }
   pairs = workdir / 'selection' / 'neighbours.parquet'
   # A random selection searches too, for its size, but draws from elsewhere.

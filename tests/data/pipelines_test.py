@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import time
 
@@ -155,6 +156,24 @@ def test_a_sweep_of_several_views_of_an_image():
   for i in range(3):
     np.testing.assert_array_equal(block.image[i], cut(_image(i), 5))
   assert not block.image[3].any()
+
+
+def test_reduced_decoding_is_used_where_it_is_enough_and_nearly_the_same():
+  y, x = np.indices((96, 128))
+  smooth = np.stack([x, y, 255 - x], -1).astype(np.uint8)
+  file = cv2.imencode('.jpg', smooth)[1].tobytes()
+  dataset = _dataset('t', 1)
+  dataset = dataclasses.replace(dataset, read=lambda i: file)
+
+  def swept(resize, reduced):
+    (block,) = pipelines.sweep(
+      dataset, resize=resize, crop=40, batch=1, threads=1, reduced=reduced
+    )
+    return block.image.astype(int)
+
+  assert 0 < np.abs(swept(48, True) - swept(48, False)).max() <= 4
+  # Half of the height would be one pixel too little.
+  np.testing.assert_array_equal(swept(49, True), swept(49, False))
 
 
 def test_find_bad_agrees_with_a_sweep():

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sjft_jax import suspects
 from sjft_jax.data import datasets
 from sjft_jax.report import comparison as report_comparison
 from sjft_jax.report import pages, summary
@@ -622,6 +623,23 @@ def test_withheld_pairs_and_both_accuracies_are_shown(tmp_path, target, pool):
   shown = [i['src'] for i in page.all('img') if i.get('class') == 'pair']
   data = [base64.b64decode(uri.partition(',')[2]) for uri in shown]
   assert data == [b'picture 0', b'picture 1']
+
+
+def test_label_suspects_are_shown(tmp_path, target, pool):
+  make_run(tmp_path, target, pool)
+  results = json.loads((tmp_path / 'results.json').read_text())
+  results['label_suspects'] = {'images': 4321, 'suspects': 30}
+  write_json(tmp_path / 'results.json', results)
+  rows = [
+    [f's:{NASTY}{i}', 's:cat', 's:dog', 0.1, 0.9, 1, 8] for i in range(30)
+  ]
+  with open(tmp_path / suspects.NAME, 'w', newline='') as file:
+    csv.writer(file).writerows([suspects.COLUMNS, *rows])
+  page = Page(pages.write_run(tmp_path, target, pool))
+  assert 'Of the 4,321 selected source images, 30 may have' in page.text
+  assert [f's:{NASTY}0', *map(str, rows[0][1:])] in page.cells
+  assert f's:{NASTY}23' in page.text
+  assert f's:{NASTY}24' not in page.text
 
 
 def test_a_guard_switched_off_is_not_called_clean(tmp_path, target, pool):

@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python -m sjft_jax.main --config=configs/demo.py --workdir=runs/demo
@@ -14,6 +14,9 @@ test: $(VENV)/.test
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+docs: $(VENV)/.docs
+	$(VENV)/bin/mkdocs build --strict
 
 # One file per set of extras says that it is installed.
 $(VENV)/.%: setup.cfg pyproject.toml

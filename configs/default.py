@@ -13,8 +13,10 @@ from ml_collections import ConfigDict
 def source(**fields):
   """One source data set: its own classes, its own folder."""
   return ConfigDict(
-    # quota: images drawn of it, evenly over its classes; 0 = all.
-    dict(kind='folder', name='', dir='', split='train', quota=0) | fields
+    # quota: images drawn of it, evenly over its classes; 0 = all. use: False
+    # leaves it out, for an arm of a comparison.
+    dict(kind='folder', name='', dir='', split='train', quota=0, use=True)
+    | fields
   )
 
 
@@ -38,6 +40,8 @@ def get_config():
   c.target.test = ''  # '' = what a draw of per_class or held_out leaves
   c.target.per_class = 0  # training images drawn of each class; 0 = all
   c.target.held_out = 0.0  # share of each class drawn for test, where test = ''
+  c.target.folds = 0  # parts of the training images, one of which is the test
+  c.target.fold = 0  # which of them, from 0; test images are then not opened
   c.source = ConfigDict(dict(main=source()))
 
   # Source images that repeat target test images are withheld: pictures whose
@@ -74,10 +78,14 @@ def get_config():
   c.search.operands = 'auto'  # of its screen: float32, bfloat16 or auto
 
   # Selection: K images of the source for every target image.
-  c.selection = 'neighbours'  # neighbours, random (as many), all or none
+  # neighbours; or, to be compared with: features (nearest by the pooled feature
+  # of model.weights), labelled (what the images of a class have in common),
+  # classes (whole source classes), random (as many images), all, none.
+  c.selection = 'neighbours'
   c.budget = ConfigDict()
   c.budget.initial = 100  # K0
   c.budget.maximum = 1000  # cap on K, and the depth of the search
+  c.budget.images = 0  # N, distinct source images in all; 0 = as K has it
   c.budget.least_per_class = 1  # source classes with fewer images are dropped
   c.hardness = ConfigDict()
   c.hardness.add_wrong = 4.0  # s0, in units of K0
@@ -153,8 +161,17 @@ def get_config():
   c.evaluate.views = 'centre'  # of a test image: centre, ten (crops) or dense
   c.evaluate.scales = (1.0, 1.5, 2.0)  # dense: of train.resize
 
-  # A comparison: every arm with every seed. No arms = one run. Arms run in the
-  # order of their names; the first is what the others are compared with.
-  c.arms = ConfigDict()  # name -> {title: '', set: {setting: value}}
+  # A comparison: every arm with every seed. No arms = one run. An arm is
+  # {title: '', set: {setting: value}}, or, without runs of its own, {title: '',
+  # average: (arm, ...)}: the mean of the class probabilities of their last
+  # rounds, with all_rounds=True of all. `published`, in per cent, is shown too.
+  c.arms = ConfigDict()
+  # Of the table; the first is what the others are compared with. () = by name.
+  c.order = ()
   c.seeds = 0  # seeds 0..n-1 of the draws and of training
+  # Every arm's rate and length are chosen, on folds of the training images.
+  c.tune = ConfigDict()
+  c.tune.folds = 0  # 0 = not tuned
+  c.tune.learning_rates = ()  # tried at the first of the lengths
+  c.tune.steps = ()  # lengths: updates of all rounds together
   return c

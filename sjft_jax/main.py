@@ -130,14 +130,17 @@ def parse(argv):
       f'{error}. The configs are read from the folder that holds them: go to '
       'the root of the project and give the command there.'
     ) from error
-  file = config_flags.get_config_filename(flags.FLAGS['config'])
+  # What follows a colon is an argument of its get_config.
+  name = config_flags.get_config_filename(flags.FLAGS['config'])
+  file = name.partition(':')[0]
   if not os.path.isfile(file):
     raise UserError(f'--config must name a Python file; there is no {file}.')
   return _CONFIG.value, _WORKDIR.value
 
 
-def _work(argv):
+def _work(argv, accept):
   c, workdir = parse(argv)
+  accept(c)
   if _MULTIHOST.value:
     from sjft_jax import processes
 
@@ -148,17 +151,22 @@ def _work(argv):
       # One of them talks; errors are told by each.
       sys.stdout = open(os.devnull, 'w', encoding='utf-8')  # noqa: SIM115
   # The devices are first asked for here, after every check that needs none.
-  from sjft_jax import mesh, sweep
+  from sjft_jax import experiment, mesh
 
-  sweep.run(c, workdir, mesh.make())
+  experiment.run(c, workdir, mesh.make())
 
 
-def run(argv) -> int:
-  """The command; returns its exit code."""
+def run(argv, accept=lambda c: None) -> int:
+  """The command; returns its exit code.
+
+  Args:
+    argv: the command line.
+    accept: raises a UserError for settings that this command does not take.
+  """
   code = 1
   preemption.listen()
   try:
-    code = guarded(_work, argv)
+    code = guarded(_work, argv, accept)
   except Exception:
     traceback.print_exc()
   if flags.FLAGS.is_parsed() and _MULTIHOST.value:

@@ -15,13 +15,13 @@ from sjft_jax import (
   intake,
   learn,
   processes,
-  report,
   selection,
   suspects,
   workdirs,
 )
 from sjft_jax.errors import UserError
 from sjft_jax.ops import hardness
+from sjft_jax.report import pages
 
 
 def run(c, workdir, mesh, donors=()):
@@ -109,7 +109,7 @@ def run(c, workdir, mesh, donors=()):
 
   def finish():
     files.write_json(workdir / 'results.json', results | workdirs.provenance())
-    report.write_run(workdir, target, pool)
+    pages.write_run(workdir, target, pool)
 
   processes.told(finish)
   return results

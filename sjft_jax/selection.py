@@ -5,7 +5,14 @@ import pathlib
 
 import numpy as np
 
-from sjft_jax import files, intake, processes, progress, retrieval
+from sjft_jax import (
+  features,
+  files,
+  intake,
+  processes,
+  progress,
+  retrieval,
+)
 from sjft_jax.data.pipelines import Candidates
 from sjft_jax.errors import UserError
 
@@ -36,32 +43,41 @@ def stage(c, target, pool, workdir, mesh, donors):
   if c.selection == 'none':
     return lambda budget_q: None, pool
   index_qk, bad = None, {}
-  if c.selection in SEARCHED:
-    found = retrieval.find(
-      c,
-      target,
-      pool,
-      workdir / 'selection',
-      mesh=mesh,
-      donors=[d / 'selection' for d in donors],
+  directory = pathlib.Path(workdir) / 'selection'
+  theirs = [d / 'selection' for d in donors]
+  if c.selection == 'features':
+    index_qk, bad = features.find(
+      c, target, pool, directory, mesh=mesh, donors=theirs
     )
+  elif c.selection in SEARCHED:
+    found = retrieval.find(c, target, pool, directory, mesh=mesh, donors=theirs)
     index_qk, bad = found.index_qk, found.unreadable
   else:
     with progress.bar(len(pool), 'check source') as bar:
       bad = intake.find_bad(pool, c.threads, bar)
   intake.report_bad(c, workdir, bad, len(pool))
-  source_n = np.flatnonzero(~np.isin(pool.ids, list(bad)))
+  found = Found(
+    index_qk=index_qk,
+    label_q=target.labels,
+    label_n=pool.labels,
+    source_n=np.flatnonzero(~np.isin(pool.ids, list(bad))),
+    images=c.budget.images,
+    seed=c.seed,
+  )
   rule, least = RULES[c.selection], c.budget.least_per_class
 
   def draw(budget_q):
-    candidates = rule(index_qk, budget_q, source_n, c.seed)
-    return common(candidates, pool.labels, least, target.ids)
+    return common(rule(found, budget_q), pool.labels, least, target.ids)
 
   if least < 2:
     return draw, pool
-  # No round can reach more images than the deepest lists hold.
-  deepest = draw(np.full(len(target), c.budget.maximum))
-  kept = np.unique(pool.labels[selected(deepest)])
+  # No round can reach more images than these.
+  widest = WIDEST.get(rule, rule)(
+    dataclasses.replace(found, images=0),
+    np.full(len(target), c.budget.maximum),
+  )
+  widest = common(widest, pool.labels, least, target.ids)
+  kept = np.unique(pool.labels[selected(widest)])
   relabelled = np.full(len(pool.classes), -1, pool.labels.dtype)
   relabelled[kept] = np.arange(len(kept))
   names = tuple(pool.classes[i] for i in kept)
@@ -71,12 +87,34 @@ def stage(c, target, pool, workdir, mesh, donors):
   return draw, dataclasses.replace(pool, labels=labels, classes=names)
 
 
-def neighbours(index_qk, budget_q, source_n, seed):
-  """Of every target image, its nearest K."""
-  del source_n, seed
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+  """What a rule may choose by.
+
+  index_qk: source positions, nearest first, int64 [q, k]; -1 where a row ends;
+    None without a search.
+  label_q, label_n: classes of the target and of the source images.
+  source_n: readable source positions, ascending.
+  images: N, how many source images to select; 0 = as K has it.
+  seed: of random choices.
+  """
+
+  index_qk: np.ndarray | None
+  label_q: np.ndarray
+  label_n: np.ndarray
+  source_n: np.ndarray
+  images: int
+  seed: int
+
+
+def neighbours(found, budget_q):
+  """Of every target image, its nearest K; or N in all, in proportion to K."""
+  index_qk = found.index_qk
   start_q = np.arange(len(index_qk), dtype=np.int64) * index_qk.shape[1]
   # A row ends early when most of a small source is unreadable.
   length_q = np.minimum(budget_q, (index_qk >= 0).sum(axis=1))
+  if found.images:
+    length_q = _lengths(index_qk, budget_q, found.images)
   return Candidates(
     # Places past the end of a row are never drawn, but must be positions.
     index=np.maximum(index_qk, 0).ravel(),
@@ -85,18 +123,93 @@ def neighbours(index_qk, budget_q, source_n, seed):
   )
 
 
-def random(index_qk, budget_q, source_n, seed):
+def _lengths(index_qk, budget_q, images):
+  """How far into each row to go for so many distinct images, int [q].
+
+  The nearest of every target image first; then rank r of image i in the order
+  of r / K_i, so that an image of twice the K goes twice as deep.
+  """
+  there_qk = index_qk >= 0
+  rank_qk = np.broadcast_to(np.arange(index_qk.shape[1]), index_qk.shape)
+  depth_qk = rank_qk / np.asarray(budget_q)[:, None]
+  row_n, at_n = np.nonzero(there_qk)
+  order = np.lexsort((row_n, depth_qk[row_n, at_n]))
+  row_n, index_n = row_n[order], index_qk[row_n[order], at_n[order]]
+  _, first = np.unique(index_n, return_index=True)
+  new_n = np.zeros(len(index_n), bool)
+  new_n[first] = True
+  seen_n = np.cumsum(new_n)
+  covering = int(there_qk[:, 0].sum())
+  least, most = (
+    int(seen_n[i - 1]) if i else 0 for i in (covering, len(seen_n))
+  )
+  if not least <= images <= most:
+    raise UserError(
+      f'budget.images must be {least} (the nearest of every target image) to '
+      f'{most} (all that were found); came {images}. Change it, or raise '
+      'budget.maximum.'
+    )
+  taken = max(int(np.searchsorted(seen_n, images)) + 1, covering)
+  return np.bincount(row_n[:taken], minlength=len(index_qk))
+
+
+def labelled(found, budget_q):
+  """Of every target image, the K that its class has most in common.
+
+  A source image counts once for every image of the class among whose nearest K
+  it is; ties go to the better rank among them, then to the lower position.
+  """
+  nearest, lists = neighbours(found, budget_q), []
+  length_q = nearest.stop - nearest.start
+  by_class = {}
+  for label in np.unique(found.label_q):
+    mine = np.flatnonzero(found.label_q == label)
+    spans = [np.arange(nearest.start[q], nearest.stop[q]) for q in mine]
+    index_n = nearest.index[np.concatenate(spans)]
+    rank_n = np.concatenate([np.arange(len(span)) for span in spans])
+    position_m, inverse_n, votes_m = np.unique(
+      index_n, return_inverse=True, return_counts=True
+    )
+    rank_m = np.full(len(position_m), np.iinfo(np.int64).max)
+    np.minimum.at(rank_m, inverse_n, rank_n)
+    by_class[label] = position_m[np.lexsort((position_m, rank_m, -votes_m))]
+  for label, length in zip(found.label_q, length_q, strict=True):
+    lists.append(by_class[label][:length])
+  stop_q = np.cumsum([len(chosen) for chosen in lists])
+  return Candidates(
+    index=np.concatenate(lists),
+    start=stop_q - [len(chosen) for chosen in lists],
+    stop=stop_q,
+  )
+
+
+def classes(found, budget_q):
+  """Whole source classes for all: as many images as the nearest would be.
+
+  The classes come by the share of their images that are among the nearest,
+  ties to the lower label, until there are no fewer images.
+  """
+  near = selected(neighbours(found, budget_q))
+  label_n = found.label_n
+  held_c = np.bincount(label_n[found.source_n], minlength=label_n.max() + 1)
+  near_c = np.bincount(label_n[near], minlength=len(held_c))
+  order = np.argsort(-near_c / np.maximum(held_c, 1), kind='stable')
+  enough = int(np.searchsorted(np.cumsum(held_c[order]), len(near))) + 1
+  chosen = np.isin(label_n[found.source_n], order[:enough])
+  return _shared(found.source_n[chosen], budget_q)
+
+
+def random(found, budget_q):
   """The same random source images for all: as many as the nearest would be."""
-  many = len(selected(neighbours(index_qk, budget_q, source_n, seed)))
+  many = len(selected(neighbours(found, budget_q)))
   # One order for all rounds: a larger budget keeps the images it had.
-  order = np.random.default_rng(seed).permutation(source_n)
+  order = np.random.default_rng(found.seed).permutation(found.source_n)
   return _shared(order[:many], budget_q)
 
 
-def everything(index_qk, budget_q, source_n, seed):
+def everything(found, budget_q):
   """The whole source for all."""
-  del index_qk, seed
-  return _shared(source_n, budget_q)
+  return _shared(found.source_n, budget_q)
 
 
 def _shared(index_n, budget_q):
@@ -149,15 +262,21 @@ def _without_rare(candidates, label_n, least):
   )
 
 
-# (index_qk, budget_q, readable source positions, seed) -> Candidates.
+# (what was found, budget_q) -> Candidates.
 RULES = {
   'neighbours': neighbours,
+  'features': neighbours,
+  'labelled': labelled,
+  'classes': classes,
   'random': random,
   'all': everything,
   'none': None,
 }
-# These need the search; the others never read a descriptor.
-SEARCHED = ('neighbours', 'random')
+# What holds all that a rule can choose at any K; by default its own choice at
+# the largest.
+WIDEST = {labelled: neighbours, classes: everything}
+# These need the search by low-level descriptors; `features` has its own.
+SEARCHED = ('neighbours', 'labelled', 'classes', 'random')
 
 
 def selected(candidates) -> np.ndarray:

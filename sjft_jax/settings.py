@@ -30,11 +30,13 @@ AT_LEAST = {
   -1: ('search.rank',),
   0: (
     'seed', 'threads', 'seeds', 'rounds', 'max_bad_fraction',
-    'target.per_class', 'target.held_out', 'guard.screen', 'guard.confirm',
+    'target.per_class', 'target.held_out', 'target.fold',
+    'guard.screen', 'guard.confirm',
     'describe.resize', 'describe.crop',
     'describe.fine_bins',
     'hardness.add_wrong', 'hardness.add_unsure', 'hardness.min_entropy',
     'pretrain.seed', 'pretrain.steps', 'pretrain.warmup',
+    'budget.images',
     'train.source_batch', 'train.target_weight', 'train.source_weight',
     'train.checkpoint_every', 'optim.momentum', 'optim.weight_decay',
     'model.momentum', 'train.most_per_label', 'train.label_smoothing',
@@ -101,11 +103,28 @@ def check(c):
   if c.model.trunk in conv_bank.NETWORKS:
     plain = f'1.0, since {c.model.trunk} has one width'
     need(c.model.width == 1, 'model.width', plain)
+  need(
+    c.target.folds == 0 or c.target.folds >= 2,
+    'target.folds',
+    '0 or at least 2',
+  )
+  if c.target.folds:
+    need(
+      c.target.fold < c.target.folds,
+      'target.fold',
+      f'below {c.target.folds} (target.folds)',
+    )
   if c.describe.bank == 'conv':
     need(
       c.describe.weights,
       'describe.weights',
       'a file written by sjft_jax.convert',
+    )
+  if c.selection == 'features':
+    need(
+      c.model.weights,
+      'model.weights',
+      'the trunk whose feature selects (selection=features)',
     )
   if c.describe.fine_bins:
     need(

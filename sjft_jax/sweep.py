@@ -1,153 +1,27 @@
-"""One run, or a comparison: every arm with every seed, in one directory.
+"""Every arm with every seed: python -m sjft_jax.sweep --config=FILE ...
 
-The runs of a comparison lie in DIR/runs/<arm>-<seed>. What one of them has
-computed and another needs too (the pretrained trunk, the neighbours of one
-draw of the target) is taken over from it, not computed again.
+  python -m sjft_jax.sweep --config=configs/sweeps/NAME.py --workdir=DIR
+
+The same command again goes on where it was stopped: finished runs are not done
+again. What `main` does with a config that has arms; one without is refused.
 """
 
-import copy
-import pathlib
+import sys
 
-import numpy as np
-import scipy.stats
+from absl import app
 
-from sjft_jax import files, processes, report, rounds, settings, workdirs
-from sjft_jax.data import datasets
+from sjft_jax import main
 from sjft_jax.errors import UserError
 
 
-def run(c, workdir, mesh):
-  """Runs what the config asks for, and prints what came out.
-
-  Args:
-    c: every setting.
-    workdir: where the run leaves itself; an unfinished run there goes on.
-    mesh: the devices.
-
-  Raises:
-    UserError: for settings that make no sense.
-  """
-  workdir = pathlib.Path(workdir)
-  _check(c)
-  page = workdir / 'report' / 'index.html'
-  processes.agree(c.to_dict(), 'settings')
-
-  def is_finished():
-    workdirs.claim(workdir, c.to_dict())
-    return page.exists()
-
-  if processes.told(is_finished):
-    print(f'{workdir} is finished: nothing was done, nothing has changed.\n')
-  elif c.arms:
-    _compare(c, workdir, mesh)
-  else:
-    rounds.run(c, workdir, mesh)
-  if not processes.first():
-    return
-  print(report.summary_table(files.read_json(workdir / 'results.json')))
-  neighbours = workdir / 'selection' / 'neighbours.parquet'
-  if neighbours.exists():
-    print(f'\nThe neighbours: {neighbours}')
-  print(f'\nThe page to look at: {page}')
-
-
-def _check(c):
-  settings.check(c)
+def _accept(c):
   if not c.arms:
-    return
-  if c.seeds < 2 or not c.rounds:
     raise UserError(
-      'A comparison (arms) needs seeds >= 2 and rounds >= 1; came '
-      f'seeds={c.seeds}, rounds={c.rounds}.'
+      'A sweep needs a config with arms, as those in configs/sweeps; this one '
+      'has none: python -m sjft_jax.main makes one run of it.'
     )
-  for arm in c.arms:
-    settings.check(_settings(c, arm, 0))
 
 
-def _compare(c, workdir, mesh):
-  results, seconds = {arm: [] for arm in c.arms}, {}
-  done = []
-  for seed in range(c.seeds):
-    for arm in c.arms:
-      print(f'== {arm}, seed {seed} (of 0..{c.seeds - 1})', flush=True)
-      directory = workdir / 'runs' / f'{arm}-{seed}'
-      results[arm].append(
-        rounds.run(_settings(c, arm, seed), directory, mesh, donors=done)
-      )
-      done.append(directory)
-      for stage, spent in results[arm][-1]['seconds'].items():
-        seconds[stage] = round(seconds.get(stage, 0) + spent, 2)
-
-  def finish():
-    files.write_json(
-      workdir / 'results.json',
-      {
-        'arms': summarise(results, {a: c.arms[a].title for a in c.arms}),
-        'seconds': seconds,
-        **workdirs.provenance(),
-      },
-    )
-    # One run stands for all in the galleries: the last arm's first seed.
-    arm = list(c.arms)[-1]
-    example = _settings(c, arm, 0)
-    train, _ = datasets.open_target(example.target, example.seed)
-    pool = datasets.open_pool(example.source)
-    report.write_comparison(workdir, workdir / 'runs' / f'{arm}-0', train, pool)
-
-  processes.told(finish)
-
-
-def _settings(c, arm, seed):
-  """The settings of one run of a comparison."""
-  own = copy.deepcopy(c)
-  with own.unlocked():
-    own.arms, own.seeds = {}, 0
-  try:
-    own.update(c.arms[arm].set)
-  except (KeyError, TypeError) as error:
-    raise UserError(f'Settings of the arm {arm}: {error}') from error
-  own.seed = seed
-  return own
-
-
-def summarise(results, titles):
-  """The arms against the first of them, paired by seed.
-
-  Args:
-    results: {arm: [results.json of every seed]}, in the order of the table.
-    titles: {arm: what the table calls it}.
-
-  Returns:
-    {arm: mean, spread and paired difference of the mean class accuracy}, with
-    Student's 95 % interval of the mean difference over the seeds.
-  """
-  first = next(iter(results))
-  reference = np.array([r['mean_class_accuracy'] for r in results[first]])
-  summary = {}
-  for arm, runs in results.items():
-    accuracy = np.array([r['mean_class_accuracy'] for r in runs])
-    difference = accuracy - reference
-    interval = [0.0, 0.0]
-    if difference.any():
-      spread = scipy.stats.sem(difference)
-      half = scipy.stats.t.ppf(0.975, len(runs) - 1) * spread
-      interval = [difference.mean() - half, difference.mean() + half]
-    selected = [r['rounds'][-1]['images_selected'] for r in runs]
-    summary[arm] = {
-      'title': titles[arm],
-      'mean_class_accuracy': accuracy.tolist(),
-      'mean': float(accuracy.mean()),
-      'std': float(accuracy.std(ddof=1)),
-      'difference_to': first,
-      'difference': difference.tolist(),
-      'difference_mean': float(difference.mean()),
-      'difference_interval': [float(x) for x in interval],
-      # None in a comparison without fusion.
-      'fused': [r['fused']['mean_class_accuracy'] for r in runs if 'fused' in r]
-      or None,
-      'images_selected': {
-        source: float(np.mean([s[source] for s in selected]))
-        for source in selected[0]
-      },
-    }
-  return summary
+if __name__ == '__main__':
+  app.define_help_flags()
+  sys.exit(main.run(sys.argv, _accept))

@@ -1,13 +1,8 @@
 import pytest
 
-from configs import averages, default, demo, folders
+from configs import default
 from sjft_jax import settings
 from sjft_jax.errors import UserError
-
-
-@pytest.mark.parametrize('config', [averages, default, demo, folders])
-def test_the_shipped_settings_make_sense(config):
-  settings.check(config.get_config())
 
 
 @pytest.mark.parametrize(

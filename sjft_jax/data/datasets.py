@@ -29,6 +29,9 @@ FIELDS = {
   'split': '',  # source: a split (packaged, tfds)
   'per_class': 0,  # target: training images drawn of each class; 0 = all
   'held_out': 0.0,  # target: share of each class that is drawn for test
+  'folds': 0,  # target: parts of the training images, one of which is the test
+  'fold': 0,  # target: which one
+  'use': True,  # source: False leaves it out
   'quota': 0,  # source: images drawn, as evenly over the classes as they allow
 }
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif',
@@ -409,10 +412,13 @@ def open_target(
   """Opens the labelled target set.
 
   Args:
-    spec: kind, name, dir, train, test, per_class and held_out of FIELDS. With
-      per_class = n > 0, n training images of each class are drawn; if test is
-      '', the test set is all that the draw leaves. With held_out = x > 0, the
-      test set is that share of each class, rounded to the next whole image.
+    spec: kind, name, dir, train, test, per_class, held_out, folds and fold of
+      FIELDS. With per_class = n > 0, n training images of each class are drawn;
+      if test is '', the test set is all that the draw leaves. With held_out = x
+      > 0, the test set is that share of each class, rounded to the next whole
+      image. With folds = n > 0, what would be the training set is cut into n
+      parts, evenly in each class, of which number `fold` is the test set and
+      the others the training set; the real test set is not opened.
     seed: of the draws, which depend on it and on the ids alone.
     testing: whether there must be test images.
 
@@ -429,12 +435,12 @@ def open_target(
   train = _named(train, 'target', 'target:train/')
   _refuse_empty_classes(train, 'target.train')
   test = None
-  if spec['test']:
+  if spec['test'] and not spec['folds']:
     test = _open(spec, spec['test'], 'target.test')
     test = _named(test, 'target', 'target:test/')
     test = _relabel(test, train.classes)
   if spec['held_out']:
-    if test is not None or not 0 < spec['held_out'] < 1:
+    if spec['test'] or not 0 < spec['held_out'] < 1:
       raise errors.UserError(
         'target.held_out is a share between 0 and 1, without target.test;'
         f' came {spec["held_out"]} and target.test={spec["test"]!r}: leave one'
@@ -447,6 +453,10 @@ def open_target(
     drawn = _draw(train, spec['per_class'], seed)
     test = train.subset(np.flatnonzero(~drawn)) if test is None else test
     train = train.subset(np.flatnonzero(drawn))
+  if spec['folds']:
+    inside = _folds(train, spec['folds'], seed) == spec['fold']
+    test = train.subset(np.flatnonzero(inside))
+    train = train.subset(np.flatnonzero(~inside))
   if test is None:
     test = train.subset(np.arange(0))
   if testing and not len(test):
@@ -487,6 +497,22 @@ def _hold_out(dataset: Dataset, share: float, seed: int) -> np.ndarray:
   return drawn
 
 
+def _folds(dataset: Dataset, folds: int, seed: int) -> np.ndarray:
+  """The fold of each image, int [n]: as many of a class in each as can be."""
+  rng = np.random.default_rng([seed, 2])
+  fold, begin = np.empty(len(dataset), int), 0
+  for name, index in _by_class(dataset):
+    if len(index) < 2:
+      raise errors.UserError(
+        f'target.folds needs two training images of every class; {name} has'
+        f' {len(index)}: add images, or leave target.folds at 0.'
+      )
+    # A class goes on where the one before ended: folds of one size.
+    fold[rng.permutation(index)] = (begin + np.arange(len(index))) % folds
+    begin += len(index)
+  return fold
+
+
 def _draw(dataset: Dataset, per_class: int, seed: int) -> np.ndarray:
   """Marks per_class images of each class, bool [n]."""
   rng = np.random.default_rng(seed)
@@ -508,8 +534,8 @@ def open_pool(specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
   """Opens several sources as one set, their classes side by side.
 
   Args:
-    specs: source name -> kind, name, dir, split and quota of FIELDS. A quota is
-      the same draw in every run.
+    specs: source name -> kind, name, dir, split, use and quota of FIELDS. A
+      quota is the same draw in every run.
 
   Returns:
     The pool, sources in the order of `specs`; ids '<source>:<id>', classes
@@ -520,6 +546,7 @@ def open_pool(specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
       without images or a quota that leaves some class none, or two are the
       same images.
   """
+  specs = {k: v for k, v in specs.items() if _fill(v)['use']}
   if not specs:
     raise errors.UserError(
       'The pool needs a source; none was given: --config.source.main.dir=DIR.'

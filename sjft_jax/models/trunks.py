@@ -17,9 +17,16 @@ from sjft_jax.models import bit, conv_bank, frozen, resnet
 # Whose images a micro-batch's statistics are of -> axis they are averaged over.
 STATISTICS = {'global': mesh.AXIS, 'device': None}
 
+# Of an image that nothing responds to: its feature stays 0.
+_LEAST_SQUARE = 1e-6
+
 
 class Plain(nn.Module):
   """A network of convolutions and pools up to the mean of its last map.
+
+  Without batch normalisation that mean is as large as the weights make it: 34
+  gray values, and up to 746, of SqueezeNet's. A fresh classifier on it drowns
+  the trunk in gradient, so it is scaled to a mean square of 1.
 
   Attributes:
     network: the layers; its arrays have the names of its weight files.
@@ -33,7 +40,7 @@ class Plain(nn.Module):
   def __call__(
     self, image_nhwc: jax.Array, train: bool, averaged: slice | None = None
   ) -> jax.Array:
-    """Returns float32 [n, f], f the channels of the last layer.
+    """Returns float32 [n, f], f the channels of the last layer, scaled.
 
     Args:
       image_nhwc: model input, float32 [n, h, w, 3].
@@ -47,7 +54,9 @@ class Plain(nn.Module):
     }
     x = image_nhwc.astype(self.dtype)
     *_, (_, _, x) = self.network.responses(x, arrays)
-    return x.mean(axis=(1, 2), dtype=jnp.float32)
+    x_nf = x.mean(axis=(1, 2), dtype=jnp.float32)
+    square_n1 = (x_nf**2).mean(axis=1, keepdims=True)
+    return x_nf * jax.lax.rsqrt(square_n1 + _LEAST_SQUARE)
 
 
 class _Arrays(nn.Module):

@@ -243,6 +243,25 @@ def test_a_share_of_each_class_is_held_out(tmp_path):
   assert np.bincount(few.labels).tolist() == [1, 1, 1]
 
 
+def test_folds_share_the_training_images_and_open_no_others(tmp_path):
+  spec = _folders(tmp_path, per_class=7) | {'per_class': 5, 'test': 'nowhere'}
+  whole, _ = datasets.open_target(spec | {'test': spec['train']}, seed=3)
+  seen, sizes = [], []
+  for fold in range(3):
+    spec |= {'folds': 3, 'fold': fold}
+    train, test = datasets.open_target(spec, seed=3)
+    assert {*train.ids} | {*test.ids} == {*whole.ids}
+    assert not {*train.ids} & {*test.ids}
+    assert set(np.bincount(test.labels)) <= {1, 2}
+    seen += test.ids.tolist()
+    sizes.append(len(test))
+  assert sorted(seen) == sorted(whole.ids)
+  # Ten images; classes take turns in which fold is short.
+  assert sorted(sizes) == [3, 3, 4]
+  with pytest.raises(errors.UserError, match='two training images of every'):
+    datasets.open_target(spec | {'per_class': 1}, seed=0)
+
+
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
@@ -303,6 +322,17 @@ def test_pools_need_different_sources(tmp_path):
     datasets.open_pool(specs)
   with pytest.raises(errors.UserError, match='needs a source'):
     datasets.open_pool({})
+
+
+def test_a_source_can_be_left_out(tmp_path):
+  _write(tmp_path, 'one/a/1.jpg', 'two/b/2.jpg')
+  specs = {n: {'dir': str(tmp_path / n)} for n in ('one', 'two')}
+  specs['one']['use'] = False
+  specs['one']['dir'] = 'nowhere'
+  assert datasets.open_pool(specs).sources == ('two',)
+  specs['two']['use'] = False
+  with pytest.raises(errors.UserError, match='needs a source'):
+    datasets.open_pool(specs)
 
 
 def test_a_quota_draws_evenly_over_the_classes(tmp_path):

@@ -35,7 +35,7 @@ def test_settings_reach_the_residual_trunk():
 
 
 @pytest.mark.parametrize('name', conv_bank.NETWORKS)
-def test_a_plain_trunk_is_the_mean_of_the_last_responses(name):
+def test_a_plain_trunk_is_the_scaled_mean_of_the_last_responses(name):
   network = conv_bank.NETWORKS[name]
   trunk = trunks.Plain(network)
   image = jax.random.normal(jax.random.key(1), (2, 67, 67, 3))
@@ -52,5 +52,18 @@ def test_a_plain_trunk_is_the_mean_of_the_last_responses(name):
     for layer, parts in variables['params'].items()
   }
   *_, (_, _, last) = network.responses(image, arrays)
-  np.testing.assert_allclose(feature, last.mean((1, 2)), rtol=1e-6)
+  mean = np.asarray(last.mean((1, 2)))
+  scale = np.sqrt((mean**2).mean(axis=1, keepdims=True))
+  np.testing.assert_allclose(feature, mean / scale, rtol=1e-4)
   assert last.shape[-1] == {'squeezenet_v1_0': 512}.get(name, 256)
+
+
+def test_a_plain_trunk_does_not_fail_where_nothing_responds():
+  trunk = trunks.Plain(conv_bank.NETWORKS['squeezenet_v1_0'])
+  image = jnp.zeros((1, 67, 67, 3))
+  variables = trunk.init(jax.random.key(0), image, train=False)
+  feature, gradient = jax.value_and_grad(
+    lambda v: trunk.apply(v, image, train=True).sum()
+  )(variables)
+  assert feature == 0
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))

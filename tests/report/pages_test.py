@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sjft_jax import report, suspects
+from sjft_jax import suspects
 from sjft_jax.data import datasets
+from sjft_jax.report import comparison as report_comparison
+from sjft_jax.report import pages, summary
 
 NASTY = '<script>alert("1")</script> & \'q\' $\\frac$ 漢字'
 VOID = {'img', 'link', 'meta'}
@@ -216,13 +218,13 @@ def comparison_page(tmp_path_factory, target, pool):
       k = 8 if name == 'a-5' else 3
       make_run(directory, target, pool, selection=selection, k=k)
   example = workdir / 'runs' / 'a-5-0'
-  return Page(report.write_comparison(workdir, example, target, pool))
+  return Page(pages.write_comparison(workdir, example, target, pool))
 
 
 @pytest.fixture(scope='module')
 def run_page(tmp_path_factory, target, pool):
   workdir = make_run(tmp_path_factory.mktemp('run'), target, pool)
-  return Page(report.write_run(workdir, target, pool))
+  return Page(pages.write_run(workdir, target, pool))
 
 
 @pytest.mark.parametrize('kind', ['run_page', 'comparison_page'])
@@ -301,7 +303,7 @@ def test_names_are_shown_as_text(tmp_path):
   pool = dataset('pool', (f'a:{NASTY}',), [0] * 60, ('a',))
   make_run(tmp_path, target, pool)
   (tmp_path / 'bad_images.csv').write_text('id,reason\n<b>.png,"&"\n')
-  page = Page(report.write_run(tmp_path, target, pool))
+  page = Page(pages.write_run(tmp_path, target, pool))
   assert not page.all('script')
   assert not [a for _, a in page.elements if 'onerror' in a]
   assert page.text.count(NASTY) > 10
@@ -318,7 +320,7 @@ def test_gallery_shows_the_neighbours_of_these_ranks(
   tmp_path, target, pool, depth, ranks
 ):
   make_run(tmp_path, target, pool, depth=depth)
-  page = Page(report.write_run(tmp_path, target, pool))
+  page = Page(pages.write_run(tmp_path, target, pool))
   images = [a for a in page.all('img') if 'neighbour' in a['alt']]
   shown = [re.match(r'\d+', a['alt'])[0] for a in images]
   assert list(map(int, shown)) == ranks * len(target)
@@ -340,7 +342,7 @@ def test_many_classes_are_sampled_evenly(tmp_path, pool):
   labels = np.repeat(np.arange(15), 2)
   target = dataset('target', [f'c{i:02d}' for i in range(15)], labels)
   make_run(tmp_path, target, pool, depth=1, rounds=0)
-  page = Page(report.write_run(tmp_path, target, pool))
+  page = Page(pages.write_run(tmp_path, target, pool))
   shown = [a['alt'][-3:] for a in page.all('img') if 'Target' in a['alt']]
   assert shown == [f'c{i:02d}' for i in range(0, 15, 2)]
 
@@ -349,7 +351,7 @@ def test_only_the_first_k_neighbours_count_as_borrowed(tmp_path, target):
   # Targets 0..5 with K = 3 reach images 0..7: x holds 0..3, y holds 4..59.
   pool = dataset('pool', ('a:x', 'b:y'), [0] * 4 + [1] * 56, ('a', 'b'))
   make_run(tmp_path, target, pool, rounds=0)
-  page = Page(report.write_run(tmp_path, target, pool))
+  page = Page(pages.write_run(tmp_path, target, pool))
   assert page.row('x')[-1] == '4 of 4'
   assert page.row('y')[-1] == '4 of 56'
   # cat: 012 123 234; dog: 345 456 567.
@@ -384,7 +386,7 @@ def test_hardest_images_come_first(tmp_path, target, pool, selection, order):
         *([name, 1, 9 if i == 5 else 4] for i, name in enumerate(target.ids)),
       ]
     )
-  page = Page(report.write_run(tmp_path, target, pool))
+  page = Page(pages.write_run(tmp_path, target, pool))
   hardest = page.text[page.text.index('The hardest target images') :]
   assert re.findall(r'target:(\d+)', hardest) == [f'{i:03d}' for i in order]
   assert '3 of the 6 training images are classified wrongly' in hardest
@@ -408,7 +410,7 @@ def test_what_a_run_did_not_leave_is_left_out(
 ):
   make_run(tmp_path, target, pool, **settings)
   source = None if settings.get('selection') == 'none' else pool
-  page = Page(report.write_run(tmp_path, target, source))
+  page = Page(pages.write_run(tmp_path, target, source))
   sections = {a['aria-labelledby'] for a in page.all('section')}
   links = {a['href'][1:] for a in page.all('a')}
   assert sections == links == there
@@ -416,14 +418,14 @@ def test_what_a_run_did_not_leave_is_left_out(
 
 
 def test_an_empty_directory_makes_a_page(tmp_path, target):
-  assert Page(report.write_run(tmp_path, target, None)).all('h1')
+  assert Page(pages.write_run(tmp_path, target, None)).all('h1')
 
 
 def test_same_files_same_bytes(tmp_path, target, pool):
   make_run(tmp_path, target, pool)
-  first = report.write_run(tmp_path, target, pool).read_bytes()
+  first = pages.write_run(tmp_path, target, pool).read_bytes()
   with matplotlib.rc_context({'xtick.direction': 'in', 'svg.fonttype': 'path'}):
-    second = report.write_run(tmp_path, target, pool).read_bytes()
+    second = pages.write_run(tmp_path, target, pool).read_bytes()
   assert first == second
   assert [p.name for p in (tmp_path / 'report').iterdir()] == ['index.html']
 
@@ -431,19 +433,19 @@ def test_same_files_same_bytes(tmp_path, target, pool):
 def test_resumed_metrics_draw_the_same_curve(tmp_path, target, pool):
   make_run(tmp_path, target, pool)
   metrics = tmp_path / 'metrics.jsonl'
-  first = report.write_run(tmp_path, target, pool).read_bytes()
+  first = pages.write_run(tmp_path, target, pool).read_bytes()
   lines = metrics.read_text().splitlines(keepends=True)
   # Killed in the middle of a line, resumed three steps earlier.
   killed = [*lines[:7], lines[7][:9] + '\n', *lines[4:]]
   metrics.write_text(''.join(killed))
-  assert report.write_run(tmp_path, target, pool).read_bytes() == first
+  assert pages.write_run(tmp_path, target, pool).read_bytes() == first
   # Steps may go on from round to round, or begin again.
   rows = map(json.loads, lines)
   rows = [row | {'step': row['step'] + 5 * row['round']} for row in rows]
   metrics.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  assert report.write_run(tmp_path, target, pool).read_bytes() == first
+  assert pages.write_run(tmp_path, target, pool).read_bytes() == first
   metrics.write_text(''.join(lines[:-1]))
-  assert report.write_run(tmp_path, target, pool).read_bytes() != first
+  assert pages.write_run(tmp_path, target, pool).read_bytes() != first
 
 
 def test_an_image_that_cannot_be_read_any_more_is_said_so(
@@ -451,7 +453,7 @@ def test_an_image_that_cannot_be_read_any_more_is_said_so(
 ):
   make_run(tmp_path, target, pool, rounds=0, depth=1)
   lost = dataclasses.replace(pool, read=lambda index: b'')
-  page = Page(report.write_run(tmp_path, target, lost))
+  page = Page(pages.write_run(tmp_path, target, lost))
   assert page.text.count('not readable') == len(target)
   assert len(page.all('img')) == len(target)
 
@@ -460,12 +462,12 @@ def test_images_of_another_data_set_are_refused(tmp_path, target, pool):
   make_run(tmp_path, target, pool)
   other = dataset('pool', ('a:x',), [0] * 10, ('a',))
   with pytest.raises(ValueError, match=r'not among the 10 ids of pool'):
-    report.write_run(tmp_path, target, other)
+    pages.write_run(tmp_path, target, other)
 
 
 def test_summary_table_of_a_comparison(comparison):
   comparison['arms']['a-5']['title'] = 'selective'
-  assert report.summary_table(comparison).splitlines() == [
+  assert summary.table(comparison).splitlines() == [
     '              Mean class                         Points against',
     'Arm          accuracy, %  Rounds fused, %           target only'
     '        Verdict',
@@ -489,9 +491,9 @@ def test_summary_table_of_a_comparison(comparison):
 
 def test_summary_table_is_one_where_it_fits(comparison):
   comparison['arms']['a-5']['title'] = 'selective'
-  for summary in comparison['arms'].values():
-    summary['fused'] = summary['mean_class_accuracy']
-  lines = report.summary_table(comparison).splitlines()
+  for each in comparison['arms'].values():
+    each['fused'] = each['mean_class_accuracy']
+  lines = summary.table(comparison).splitlines()
   assert len(lines) == 2 + 1 + 3 + 2
   assert max(map(len, lines)) <= 100
   assert lines[4].split()[-3:] == ['gain', '1,234', '2']
@@ -500,7 +502,7 @@ def test_summary_table_is_one_where_it_fits(comparison):
 def test_summary_table_of_a_run(tmp_path, target, pool):
   make_run(tmp_path, target, pool)
   results = json.loads((tmp_path / 'results.json').read_text())
-  *_, last, _, seconds = report.summary_table(results).splitlines()
+  *_, last, _, seconds = summary.table(results).splitlines()
   assert last.split() == ['1', '71.2', '51.2', '91.2', '4.25', '9']
   assert seconds == 'Seconds: search 1.5, train 1,234.5'
 
@@ -512,16 +514,69 @@ def test_summary_table_of_a_run(tmp_path, target, pool):
     ([0.0, 0.2], 'no gain shown'),
     ([-0.2, 0.2], 'no gain shown'),
     ([-0.2, -0.001], 'loss'),
-    ([None, None], 'one seed'),
-    ([np.nan, np.nan], 'one seed'),
-    (None, 'one seed'),
+    (None, 'too few seeds'),
   ],
 )
 def test_a_gain_is_claimed_only_above_zero(comparison, interval, verdict):
   comparison['arms']['a']['difference_interval'] = interval
-  line = report.summary_table(comparison).splitlines()
+  line = summary.table(comparison).splitlines()
   row = next(text for text in line if text.startswith('random'))
   assert f'  {verdict}' in row
+
+
+# ------------------------------------------------------------ wrong answers
+
+
+def test_frequent_mistakes_are_named_as_text(tmp_path, target, pool):
+  make_run(tmp_path, target, pool)
+  with open(tmp_path / 'rounds' / '1' / 'confusion.csv', 'w') as file:
+    csv.writer(file).writerows(
+      [
+        ['true class', 'cat', NASTY, 'cow'],
+        ['cat', 7, 3, 0],
+        [NASTY, 1, 4, 0],
+        ['cow', 0, 0, 0],
+      ]
+    )
+  page = Page(pages.write_run(tmp_path, target, pool))
+  rows = [c for c in page.cells if 'of' in ' '.join(c[2:3])]
+  none = '\N{EN DASH}'
+  assert ['cat', NASTY, '3 of 10', '30', '1'] in rows
+  assert [NASTY, 'cat', '1 of 5', '20', '3'] in rows
+  assert not [row for row in rows if none in row]
+  # 70 %, 80 % and a class without test images.
+  alt = next(
+    a['aria-label'] for a in page.all('svg') if 'diagonal' in a['aria-label']
+  )
+  assert '50.0 %' in alt
+
+
+def test_doubt_is_drawn_by_round(run_page):
+  labels = [a['aria-label'] for a in run_page.all('svg')]
+  entropy = next(label for label in labels if label.startswith('Entropy'))
+  assert entropy.endswith('mean: 0.5, 0.5.')
+
+
+def test_losses_of_arms_are_means_over_the_seeds(comparison_page):
+  labels = [a['aria-label'] for a in comparison_page.all('svg')]
+  loss = next(label for label in labels if label.startswith('Loss on the'))
+  # Five updates of either round, 2 / step.
+  assert 'random: 2, 1, 0.667, 0.5, 0.4, 2, 1, 0.667, 0.5, 0.4.' in loss
+
+
+def test_what_was_tried_is_listed_and_the_choice_marked():
+  tried = [
+    {'steps': 1500, 'learning_rate': 0.01, 'mean_class_accuracy': [0.4, 0.5]},
+    {'steps': 3000, 'learning_rate': 0.01, 'mean_class_accuracy': [0.4, 0.3]},
+  ]
+  chosen = {'steps': 1500, 'learning_rate': 0.01}
+  table = report_comparison.tuning_table(
+    {'a': {'chosen': chosen, 'tried': tried}}, {'a': {'title': 'A'}}
+  )
+  assert table[1:] == [
+    ['A', '0.01', '1,500', '45.0', 'yes'],
+    ['A', '0.01', '3,000', '35.0', '-'],
+  ]
 
 
 # ------------------------------------------------------------- the guard
@@ -553,7 +608,7 @@ def with_guard(workdir, target, pool, **changes):
     writer.writerow(['a:2', f'target:test/{NASTY}', 'name', ''])
   for row in (0, 1):
     (pairs / f'{row:06d}.jpg').write_bytes(b'picture %d' % row)
-  return Page(report.write_run(workdir, target, pool))
+  return Page(pages.write_run(workdir, target, pool))
 
 
 def test_withheld_pairs_and_both_accuracies_are_shown(tmp_path, target, pool):
@@ -580,7 +635,7 @@ def test_label_suspects_are_shown(tmp_path, target, pool):
   ]
   with open(tmp_path / suspects.NAME, 'w', newline='') as file:
     csv.writer(file).writerows([suspects.COLUMNS, *rows])
-  page = Page(report.write_run(tmp_path, target, pool))
+  page = Page(pages.write_run(tmp_path, target, pool))
   assert 'Of the 4,321 selected source images, 30 may have' in page.text
   assert [f's:{NASTY}0', *map(str, rows[0][1:])] in page.cells
   assert f's:{NASTY}23' in page.text

@@ -1,0 +1,1 @@
+"""The paper's tables: a file per target set, a row of its table per arm."""

@@ -1,0 +1,1 @@
+"""Comparisons of arms over seeds, for python -m sjft_jax.sweep."""

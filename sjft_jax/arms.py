@@ -1,0 +1,198 @@
+"""A comparison: every arm with every seed, in one directory.
+
+The runs lie in DIR/runs/<arm>-<seed>. What one of them has computed and another
+needs too (the pretrained trunk, the neighbours of one draw of the target) is
+taken over from it, not computed again. An arm is settings of the one path, or
+the average of what other arms' networks answer, which needs no run.
+"""
+
+import copy
+
+import numpy as np
+
+from sjft_jax import (
+  evaluate,
+  files,
+  intervals,
+  processes,
+  rounds,
+  settings,
+  tuning,
+)
+from sjft_jax.errors import UserError
+
+
+def names(c) -> list[str]:
+  """The arms in the order of the table; the first is the reference."""
+  return list(c.order or c.arms)
+
+
+def check(c):
+  """Refuses arms that make no sense, before the first of them runs.
+
+  Args:
+    c: every setting, with arms.
+
+  Raises:
+    UserError: in one line.
+  """
+  if c.seeds < 2 or not c.rounds:
+    raise UserError(
+      'A comparison (arms) needs seeds >= 2 and rounds >= 1; came '
+      f'seeds={c.seeds}, rounds={c.rounds}.'
+    )
+  if sorted(names(c)) != sorted(c.arms):
+    raise UserError(
+      f'order must name every arm once ({", ".join(c.arms)}), not '
+      f'{", ".join(names(c))}.'
+    )
+  for arm in c.arms:
+    averaged = c.arms[arm].get('average')
+    if averaged is None:
+      own = settings_of(c, arm, 0)
+      settings.check(own)
+      tuning.check(c, own)
+    elif not averaged or not all(other in _trained(c) for other in averaged):
+      raise UserError(
+        f'arms.{arm}.average must name arms that are trained '
+        f'({", ".join(_trained(c))}), not {", ".join(averaged) or "none"}.'
+      )
+
+
+def compare(c, workdir, mesh) -> dict:
+  """Runs every arm with every seed.
+
+  Args:
+    c: every setting, with arms.
+    workdir: directory of the comparison; finished runs in it are kept.
+    mesh: the devices.
+
+  Returns:
+    What results.json holds: `arms`, `seconds` and, of a tuned comparison,
+    `tuning`.
+  """
+  found, seconds = {arm: [] for arm in names(c)}, {}
+  tuned, done = {}, []
+  for seed in range(c.seeds):
+    for arm in _trained(c):
+      if c.tune.folds and not seed:
+        own = settings_of(c, arm, 0)
+        tuned[arm] = tuning.tune(c, arm, own, workdir, mesh, done)
+        if processes.first():
+          files.write_json(workdir / 'tuning.json', tuned)
+      print(f'== {arm}, seed {seed} (of 0..{c.seeds - 1})', flush=True)
+      directory = _directory(workdir, arm, seed)
+      own = settings_of(c, arm, seed, tuned)
+      found[arm].append(rounds.run(own, directory, mesh, donors=done))
+      done.append(directory)
+      for stage, spent in found[arm][-1]['seconds'].items():
+        seconds[stage] = round(seconds.get(stage, 0) + spent, 2)
+    for arm in names(c):
+      if arm not in _trained(c):
+        found[arm].append(_averaged(c, arm, seed, workdir))
+  value = {'arms': summarise(found, c.arms), 'seconds': seconds}
+  return value | ({'tuning': tuned} if tuned else {})
+
+
+def example(c, workdir):
+  """One run to stand for all: (directory, settings) of the last arm's first."""
+  arm = _trained(c)[-1]
+  return _directory(workdir, arm, 0), settings_of(c, arm, 0)
+
+
+def settings_of(c, arm, seed, tuned=None):
+  """The settings of one run of a comparison.
+
+  Args:
+    c: every setting, with arms.
+    arm: name of one that is trained.
+    seed: of the draws and of training.
+    tuned: what `tuning.tune` returned; None = as the config says.
+
+  Raises:
+    UserError: if the arm has a setting that there is not.
+  """
+  own = copy.deepcopy(c)
+  with own.unlocked():
+    own.arms, own.order, own.seeds, own.tune = {}, (), 0, {}
+  try:
+    own.update(c.arms[arm].get('set', {}))
+  except (KeyError, TypeError) as error:
+    raise UserError(f'Settings of the arm {arm}: {error}') from error
+  if tuned:
+    tuning.apply(own, **tuned[arm]['chosen'])
+  own.seed = seed
+  return own
+
+
+def _trained(c) -> list[str]:
+  """The arms that are runs, in their order."""
+  return [arm for arm in names(c) if c.arms[arm].get('average') is None]
+
+
+def _directory(workdir, arm, seed):
+  return workdir / 'runs' / f'{arm}-{seed}'
+
+
+def _averaged(c, arm, seed, workdir):
+  """The results of the average of other arms' class probabilities."""
+  spec, found = c.arms[arm], []
+  for other in spec.average:
+    folder = _directory(workdir, other, seed) / 'rounds'
+    done = sorted(map(int, (path.name for path in folder.glob('[0-9]*'))))
+    for m in done if spec.get('all_rounds') else done[-1:]:
+      with np.load(folder / str(m) / 'posteriors.npz') as file:
+        found.append({k: file[k] for k in file if k.startswith('test_')})
+  if any((f['test_id'] != found[0]['test_id']).any() for f in found):
+    raise UserError(
+      f'arms.{arm}.average needs arms of one test set; those of '
+      f'{", ".join(spec.average)} differ. Give them the same target.'
+    )
+  fused_nc = evaluate.fuse([f['test_probability'] for f in found])
+  label_n = found[0]['test_label']
+  return {
+    'mean_class_accuracy': evaluate.mean_class_accuracy(fused_nc, label_n)
+  }
+
+
+def summarise(results, arms):
+  """The arms against the first of them, paired by seed.
+
+  Args:
+    results: {arm: [results.json of every seed]}, in the order of the table.
+    arms: {arm: its settings, `title` and perhaps `published`}.
+
+  Returns:
+    {arm: mean, spread and paired difference of the mean class accuracy}, with
+    the 95 % bootstrap interval of the mean difference over the seeds, None
+    where the seeds are too few for one.
+  """
+  first = next(iter(results))
+  reference = np.array([r['mean_class_accuracy'] for r in results[first]])
+  summary = {}
+  for arm, runs in results.items():
+    accuracy = np.array([r['mean_class_accuracy'] for r in runs])
+    difference = accuracy - reference
+    selected = [
+      r['rounds'][-1]['images_selected'] for r in runs if 'rounds' in r
+    ]
+    summary[arm] = {
+      'title': arms[arm].title,
+      # Of the paper, in per cent.
+      'published': arms[arm].get('published'),
+      'mean_class_accuracy': accuracy.tolist(),
+      'mean': float(accuracy.mean()),
+      'std': float(accuracy.std(ddof=1)),
+      'difference_to': first,
+      'difference': difference.tolist(),
+      'difference_mean': float(difference.mean()),
+      'difference_interval': intervals.bootstrap_t(difference),
+      # None in a comparison without fusion.
+      'fused': [r['fused']['mean_class_accuracy'] for r in runs if 'fused' in r]
+      or None,
+      'images_selected': {
+        source: float(np.mean([s[source] for s in selected]))
+        for source in (selected[0] if selected else ())
+      },
+    }
+  return summary

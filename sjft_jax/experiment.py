@@ -1,0 +1,58 @@
+"""What a config asks for: one run, or a comparison of arms."""
+
+import pathlib
+
+from sjft_jax import arms, files, processes, rounds, settings, workdirs
+from sjft_jax.data import datasets
+from sjft_jax.report import pages, summary
+
+
+def run(c, workdir, mesh):
+  """Runs what the config asks for, and prints what came out.
+
+  Args:
+    c: every setting.
+    workdir: where the run leaves itself; an unfinished run there goes on.
+    mesh: the devices.
+
+  Raises:
+    UserError: for settings that make no sense.
+  """
+  workdir = pathlib.Path(workdir)
+  settings.check(c)
+  if c.arms:
+    arms.check(c)
+  processes.agree(c.to_dict(), 'settings')
+  page = workdir / 'report' / 'index.html'
+
+  def is_finished():
+    workdirs.claim(workdir, c.to_dict())
+    return page.exists()
+
+  if processes.told(is_finished):
+    print(f'{workdir} is finished: nothing was done, nothing has changed.\n')
+  elif c.arms:
+    _compare(c, workdir, mesh)
+  else:
+    rounds.run(c, workdir, mesh)
+  if not processes.first():
+    return
+  print(summary.table(files.read_json(workdir / 'results.json')))
+  neighbours = workdir / 'selection' / 'neighbours.parquet'
+  if neighbours.exists():
+    print(f'\nThe neighbours: {neighbours}')
+  print(f'\nThe page to look at: {page}')
+
+
+def _compare(c, workdir, mesh):
+  results = arms.compare(c, workdir, mesh)
+
+  def finish():
+    files.write_json(workdir / 'results.json', results | workdirs.provenance())
+    # One run stands for all in the galleries: the last arm's first seed.
+    directory, shown = arms.example(c, workdir)
+    train, _ = datasets.open_target(shown.target, shown.seed)
+    pool = datasets.open_pool(shown.source)
+    pages.write_comparison(workdir, directory, train, pool)
+
+  processes.told(finish)

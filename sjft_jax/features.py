@@ -1,0 +1,166 @@
+"""Nearest neighbours by the trunk's pooled feature, a baseline of the search.
+
+The same trunk that is fine-tuned describes both sets; what it was pretrained on
+decides what is alike. Exact: features are rounded to whole numbers, so that
+distances are sums of whole numbers, whatever the blocks and the devices.
+"""
+
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+
+from sjft_jax import files, processes, progress, tables, train
+from sjft_jax import mesh as meshes
+from sjft_jax.data import pipelines
+from sjft_jax.models import pretrained, trunks, two_heads, weight_files
+
+NAME = 'features.json'
+# A feature's length. Sums of 2 ** 24 are exact in float64, and in float32.
+_LENGTH = 2**12
+_SHARD = 4096  # source images between two looks at the table
+
+
+def find(c, target, source, directory, *, mesh, donors=()):
+  """Describes both sets and searches, or reads what an earlier start left.
+
+  D(t, s) = |t - s|^2, t and s the features at length 1: 2 - 2 cos of their
+  angle.
+
+  Args:
+    c: every setting; `model`, `train.resize`, `train.crop`, `evaluate.batch`,
+      `budget.maximum` and `threads` are read.
+    target: data set of the target training images.
+    source: the pool.
+    directory: where neighbours.parquet and features.json go.
+    mesh: the devices.
+    donors: directories of finished searches, to take over from.
+
+  Returns:
+    (source positions, nearest first, ties to the lower one, int64 [q, k], -1
+    where a row ends; {source id: why} of the images that cannot be decoded).
+
+  Raises:
+    UserError: if the weights cannot be read or are of another trunk.
+  """
+  directory = pathlib.Path(directory)
+  finished, key = directory / NAME, _key(c, target, source)
+
+  def search():
+    for donor in map(pathlib.Path, donors):
+      theirs = donor / NAME
+      if directory.exists() or not theirs.exists():
+        continue
+      if files.read_json(theirs)['key'] == key:
+        with files.building(directory) as beside:
+          shutil.copytree(donor, beside)
+    if not finished.exists():
+      describe = _describer(c, meshes.own(mesh))
+      table, bad = nearest(describe, target, source, c.budget.maximum)
+      tables.write(
+        directory / 'neighbours.parquet', table, target.ids, source.ids
+      )
+      files.write_json(finished, {'key': key, 'unreadable': bad})
+
+  processes.told(search)
+  found = tables.read(directory / 'neighbours.parquet', target.ids, source.ids)
+  return found.index_qk, files.read_json(finished)['unreadable']
+
+
+def nearest(describe, target, source, k):
+  """The k nearest source images of every target image.
+
+  Args:
+    describe: data set -> blocks of (positions int [b], features float [b, d],
+      {position: why} of images that could not be decoded).
+    target: data set.
+    source: data set.
+    k: depth.
+
+  Returns:
+    (`tables.Table`; {source id: why} of the images that were left out).
+  """
+  blocks = [(index, whole(x)) for index, x, _ in describe(target)]
+  target_qd = np.concatenate([x for _, x in blocks])
+  order = np.argsort(np.concatenate([index for index, _ in blocks]))
+  target_qd = target_qd[order]
+  table, bad = tables.Table.empty(len(target_qd), k), {}
+  held = []
+
+  def settle():
+    index_s = np.concatenate([index for index, _ in held])
+    distance_qs = _squared(target_qd, np.concatenate([x for _, x in held]))
+    held.clear()
+    row_n, at_n = np.nonzero(distance_qs <= table.distance_qk[:, -1:])
+    table.merge(row_n, index_s[at_n], distance_qs[row_n, at_n])
+
+  for index, feature_bd, unreadable in describe(source):
+    bad |= {str(source.ids[i]): why for i, why in unreadable.items()}
+    held.append((index, whole(feature_bd)))
+    if sum(len(index) for index, _ in held) >= _SHARD:
+      settle()
+  if held:
+    settle()
+  table.distance_qk /= _LENGTH**2
+  return table, bad
+
+
+def whole(feature_nd) -> np.ndarray:
+  """Features at one length, rounded to whole numbers, float64 [n, d]."""
+  feature_nd = np.asarray(feature_nd, np.float64)
+  length_n = np.linalg.norm(feature_nd, axis=1, keepdims=True)
+  return np.rint(_LENGTH * feature_nd / np.maximum(length_n, 1e-30))
+
+
+def _squared(target_qd, source_sd):
+  return (
+    (target_qd**2).sum(axis=1)[:, None]
+    + (source_sd**2).sum(axis=1)[None]
+    - 2 * target_qd @ source_sd.T
+  )
+
+
+def _describer(c, mesh):
+  """Function of a data set to its features, as `nearest` takes them."""
+  convention = weight_files.convention(c.model.weights)
+  network = two_heads.TwoHeads(
+    trunk=trunks.TRUNKS[c.model.trunk](c.model),
+    target_classes=1,
+    source_classes=1,
+    convention=convention,
+  )
+  variables = train.init(network, 0)
+  variables = pretrained.load(c.model.weights, variables, convention)
+  trunk = {k: v['trunk'] for k, v in variables.items() if 'trunk' in v}
+
+  @jax.jit
+  def feature(image_nhwc):
+    return network.trunk.apply(trunk, convention(image_nhwc), train=False)
+
+  def describe(dataset):
+    with progress.bar(len(dataset), 'features') as bar:
+      for block in pipelines.sweep(
+        dataset,
+        resize=c.train.resize,
+        crop=c.train.crop,
+        batch=meshes.round_up(c.evaluate.batch, mesh),
+        threads=c.threads,
+      ):
+        feature_bd = jax.device_get(feature(meshes.shard(block.image, mesh)))
+        yield block.index[block.valid], feature_bd[block.valid], dict(block.bad)
+        bar.update(int((block.index >= 0).sum()))
+
+  return describe
+
+
+def _key(c, target, source):
+  """All that the neighbours depend on, as JSON reads it back."""
+  return {
+    'target': target.digest,
+    'source': source.digest,
+    'maximum': c.budget.maximum,
+    'weights': files.digest(c.model.weights),
+    'trunk': c.model.trunk,
+    'input': [c.train.resize, c.train.crop],
+  }

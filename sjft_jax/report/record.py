@@ -1,0 +1,165 @@
+"""Reads what a run or a comparison leaves in its directory."""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sjft_jax import files
+
+
+def read(path) -> dict:
+  """A JSON object; empty where the file is missing."""
+  return files.read_json(path) if path.exists() else {}
+
+
+def csv_rows(path) -> list[dict]:
+  """A dict per line; none where the file is missing."""
+  if not path.exists():
+    return []
+  with open(path, newline='', encoding='utf-8') as file:
+    return list(csv.DictReader(file))
+
+
+def json_lines(path) -> Iterator[dict]:
+  """The objects of a file whose last line a kill may have cut short."""
+  if path.exists():
+    for line in path.read_text(encoding='utf-8').splitlines():
+      with contextlib.suppress(json.JSONDecodeError):
+        yield json.loads(line)
+
+
+def flat(value, prefix='') -> Iterator[tuple[str, object]]:
+  """('group.field', value) of nested mappings."""
+  for name, item in value.items():
+    if isinstance(item, Mapping):
+      yield from flat(item, f'{prefix}{name}.')
+    else:
+      yield prefix + name, item
+
+
+def seconds(results) -> list[tuple[str, str, float]]:
+  """(stage, seconds, fraction of the longest stage)."""
+  stages = list(flat(results.get('seconds', {})))
+  longest = max((s for _, s in stages), default=0) or 1
+  return [(stage, f'{s:,.1f}', s / longest) for stage, s in stages]
+
+
+def number(value) -> float:
+  """NaN for None."""
+  return math.nan if value is None else value
+
+
+def borrowed(lent) -> int:
+  """Source images of all sources in a row of `rounds`."""
+  return sum((lent.get('images_selected') or {}).values())
+
+
+def class_name(source, label) -> str:
+  """The class, and its source where there are several."""
+  group, _, name = source.classes[label].partition(':')
+  return f'{name} ({group})' if len(source.sources) > 1 else name
+
+
+def run_directories(workdir, arm) -> list:
+  """The directory of every seed of an arm, by seed."""
+  name = re.compile(re.escape(arm) + r'-(\d+)')
+  found = {
+    int(match[1]): path
+    for path in (workdir / 'runs').glob('*')
+    if (match := name.fullmatch(path.name))
+  }
+  return [found[seed] for seed in sorted(found)]
+
+
+def budget(path, target) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """K in a round and in the next, int [q], and entropy; by target position."""
+  place = {name: i for i, name in enumerate(target.ids.tolist())}
+  k_q, next_k_q = np.zeros((2, len(target)), int)
+  entropy_q = np.full(len(target), np.nan)
+  for row in csv_rows(path):
+    i = place[row['target_id']]
+    k_q[i] = int(row['k'])
+    next_k_q[i] = int(row.get('next_k') or row['k'])
+    entropy_q[i] = float(row.get('entropy') or np.nan)
+  return k_q, next_k_q, entropy_q
+
+
+def confusion(path) -> tuple[list[str], np.ndarray]:
+  """Classes, and test images by true class and answer, int [c, c]."""
+  if not path.exists():
+    return [], np.zeros((0, 0), int)
+  with open(path, newline='', encoding='utf-8') as file:
+    _, *rows = csv.reader(file)
+  return [name for name, *_ in rows], np.array(
+    [list(map(int, counts)) for _, *counts in rows]
+  )
+
+
+def losses(path) -> tuple[dict[str, list[tuple[int, float]]], list[int]]:
+  """{loss: (update, nats)} of a metrics.jsonl, updates counted over the rounds,
+  and the updates at which rounds begin, but for the first."""
+  # By round and step, so that the lines of a resumed run replace those it
+  # had already written.
+  rows = {
+    (r.get('round', -1), r['step']): r for r in json_lines(path) if 'step' in r
+  }
+  names = dict.fromkeys(k for row in rows.values() for k in row)
+  points = {name: [] for name in names if 'loss' in name}
+  done, starts, last = 0, [], None
+  for m, step in sorted(rows):
+    if last and m != last[0]:
+      # A round may count its steps from the start or from its own.
+      done += last[1] if step <= last[1] else 0
+      starts.append(done + step)
+    last = m, step
+    for name in points:
+      if rows[last].get(name) is not None:
+        points[name].append((done + step, rows[last][name]))
+  return points, starts
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbours:
+  """Every pair of the table, by target and then by rank; int [pairs]."""
+
+  target: np.ndarray  # position in the target set
+  source: np.ndarray  # position in the pool
+  rank: np.ndarray  # 0 = nearest
+  distance: np.ndarray  # nats
+
+  def of(self, target: int) -> slice:
+    """The pairs of one target image."""
+    return slice(*np.searchsorted(self.target, [target, target + 1]))
+
+
+def neighbours(path, target, source) -> Neighbours:
+  """The neighbour table with positions for ids."""
+  table = pq.read_table(path)
+
+  def positions(name, dataset):
+    column = table[name].cast(pa.string())
+    place = pc.index_in(column, value_set=pa.array(dataset.ids))
+    if place.null_count:
+      raise ValueError(
+        f'{place.null_count} of {len(place)} values of {name} in {path} are '
+        f'not among the {len(dataset)} ids of {dataset.name}.'
+      )
+    return place.to_numpy().astype(np.int64)
+
+  columns = (
+    positions('target_id', target),
+    positions('source_id', source),
+    table['rank'].to_numpy(),
+    table['distance'].to_numpy(),
+  )
+  order = np.lexsort((columns[2], columns[0]))
+  return Neighbours(*(column[order] for column in columns))

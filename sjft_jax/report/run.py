@@ -1,0 +1,161 @@
+"""What the page of one run shows, out of what the run left."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sjft_jax import suspects
+from sjft_jax.report import (
+  galleries,
+  lending,
+  mistakes,
+  plots,
+  record,
+  wording,
+)
+
+
+def context(workdir, target, source) -> dict:
+  """What the page of a run shows."""
+  results = record.read(workdir / 'results.json')
+  data = record.read(workdir / 'data.json')
+  config = record.read(workdir / 'config.json')
+  settings = config.get('settings', {})
+  rounds = results.get('rounds', [])
+  lent = rounds[-1] if rounds else {}
+  folders = sorted(
+    (workdir / 'rounds').glob('[0-9]*'), key=lambda path: int(path.name)
+  )
+  budgets = [
+    record.budget(path, target)
+    for path in (folder / 'budget.csv' for folder in folders)
+    if path.exists()
+  ]
+  certificate = record.read(workdir / 'selection' / 'certificate.json')
+  shown = {
+    'name': workdir.name,
+    'target': data.get('target'),
+    'rounds': wording.typeset_table(round_table(rounds)),
+    'plots': list(filter(None, _run_plots(workdir, results, budgets))),
+    'classes': [],
+    'lending': [],
+    'gallery': [],
+    'hardest': None,
+    'mistakes': mistakes.context(folders[-1]) if folders else None,
+    'seconds': record.seconds(results),
+    'settings': list(record.flat(config)),
+    'certificate': list(record.flat(certificate)),
+    'bad': [
+      row.values() for row in record.csv_rows(workdir / 'bad_images.csv')
+    ],
+    'guard': galleries.withheld(workdir, results),
+    'suspects': suspects.shown(workdir, results),
+  }
+  pairs = workdir / 'selection' / 'neighbours.parquet'
+  # A random selection searches too, for its size, but draws from elsewhere.
+  if settings.get('selection', 'neighbours') == 'neighbours' and pairs.exists():
+    neighbours = record.neighbours(pairs, target, source)
+    initial = settings.get('budget', {}).get('initial', np.inf)
+    k_q = budgets[-1][0] if budgets else np.full(len(target), initial)
+    found, borrowing = lending.borrowing(neighbours, k_q, target, source)
+    lent = found | lent
+    shown |= borrowing | {
+      'gallery': galleries.gallery(neighbours, target, source)
+    }
+  shown['facts'] = _facts(results, data, lent)
+  shown['sources'] = wording.typeset_table(lending.source_table(lent, data))
+  posteriors = [p for f in folders if (p := f / 'posteriors.npz').exists()]
+  if posteriors:
+    # K says nothing of a run that borrows nothing.
+    grows = budgets and record.borrowed(lent)
+    next_k_q = budgets[-1][1] if grows else np.zeros(len(target), int)
+    shown['hardest'] = galleries.hardest(posteriors[-1], next_k_q, target)
+  return shown
+
+
+def _facts(results, data, lent) -> list[tuple[str, str]]:
+  """The headline numbers: (value, label)."""
+  rounds, facts = results.get('rounds', []), []
+  if 'mean_class_accuracy' in results:
+    rest = f' after {len(rounds)} rounds' if len(rounds) > 1 else ''
+    value = wording.percent(results['mean_class_accuracy'])
+    facts.append((f'{value} %', f'mean class accuracy{rest}'))
+  if results.get('fused') and len(rounds) > 1:
+    value = wording.percent(results['fused']['mean_class_accuracy'])
+    facts.append((f'{value} %', 'mean class accuracy, rounds fused'))
+  if 'target' in data:
+    classes = len(data['target']['classes'])
+    label = f'labelled target images of {classes} classes'
+    facts.append((wording.count(data['target']['train']), label))
+  if borrowed := record.borrowed(lent):
+    label = 'source images borrowed'
+    if 'source' in data:
+      label += f' of {wording.count(sum(data["source"]["images"].values()))}'
+    facts.append((wording.count(borrowed), label))
+  return facts
+
+
+def round_table(rounds) -> list[list[str]]:
+  """Head and rows of the table of rounds, in plain ASCII."""
+  accuracies = ('mean_class_accuracy', 'accuracy', 'train_accuracy')
+  head = ['Round', 'Mean class accuracy, %', 'Accuracy, %']
+  rows = [[*head, 'Training accuracy, %', 'Mean K', 'Images borrowed']]
+  for r in rounds:
+    borrowed = record.borrowed(r)
+    rows.append(
+      [
+        str(r['round']),
+        *(wording.percent(r.get(name)) for name in accuracies),
+        wording.short(r['mean_k']) if borrowed and r.get('mean_k') else '-',
+        wording.count(borrowed),
+      ]
+    )
+  return rows
+
+
+def _run_plots(workdir, results, budgets) -> Iterator[dict | None]:
+  """Accuracy, K and entropy over the rounds; losses over the updates."""
+  k_mq = entropy_mq = None
+  if budgets:
+    k_mq, _, entropy_mq = map(np.stack, zip(*budgets, strict=True))
+  rounds = results.get('rounds', [])
+  # K says nothing of a run that borrows nothing.
+  if not (rounds and record.borrowed(rounds[-1])):
+    k_mq = None
+  x = [r['round'] for r in rounds]
+
+  def percent(name):
+    return [record.number(r.get(name)) * 100 for r in rounds]
+
+  lines = [
+    plots.Line('test, mean over classes', x, percent('mean_class_accuracy')),
+    plots.Line('training', x, percent('train_accuracy')),
+  ]
+  if results.get('fused') and len(x) > 1:
+    fused = 100 * results['fused']['mean_class_accuracy']
+    lines.append(
+      plots.Line('test, rounds fused', [x[0], x[-1]], [fused, fused])
+    )
+  yield plots.curves('accuracy', 'Accuracy', 'round', 'per cent', lines)
+
+  note = 'Mean over the target images; band: 10th to 90th percentile.'
+  for name, title, unit, value_mq in (
+    ('k', 'K, the neighbours a target image draws from', 'neighbours', k_mq),
+    ('entropy', 'Entropy, the doubt about training images', 'nats', entropy_mq),
+  ):
+    if value_mq is not None and np.isfinite(value_mq).all():
+      low, high = np.percentile(value_mq, [10, 90], axis=1)
+      mean = value_mq.mean(axis=1)
+      line = plots.Line('mean', range(len(mean)), mean, low, high)
+      yield plots.curves(name, title, 'round', unit, [line], note=note)
+
+  yield _loss_curves(workdir / 'metrics.jsonl')
+
+
+def _loss_curves(path) -> dict | None:
+  points, starts = record.losses(path)
+  lines = [
+    plots.Line(name.replace('_', ' '), *plots.thin(xy, 120))
+    for name, xy in points.items()
+  ]
+  return plots.curves('loss', 'Loss', 'updates', 'nats', lines, starts)

@@ -1,0 +1,243 @@
+"""A whole comparison at small size: tuning, averages, resuming, refusals."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import default
+from sjft_jax import (
+  arms,
+  evaluate,
+  experiment,
+  files,
+  mesh,
+  rounds,
+  tuning,
+)
+from sjft_jax.data import datasets
+from sjft_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def small():
+  """Digits, two images a class, and 60 of MNIST; one network for all arms."""
+  c = default.get_config()
+  c.target.kind, c.target.name, c.target.per_class = 'packaged', 'digits', 2
+  c.source = ConfigDict(
+    dict(mnist=default.source(kind='packaged', name='mnist', quota=60))
+  )
+  c.guard.enabled = False
+  c.model.trunk = 'squeezenet_v1_0'
+  c.train.resize, c.train.crop, c.train.micro_batches = 36, 33, 1
+  c.train.target_batch = c.train.source_batch = 8
+  c.optim.schedule = 'cosine'
+  c.evaluate.batch = 512
+  c.rounds, c.seeds = 2, 4
+  c.tune.folds, c.tune.steps, c.tune.learning_rates = 2, (2, 4), (0.1, 0.01)
+  c.order = ('plain', 'picked', 'both')
+  c.arms = ConfigDict(
+    dict(
+      picked=dict(title='Picked', published=12.5),
+      both=dict(title='Fused', average=('picked',), all_rounds=True),
+      plain=dict(title='Plain', set=dict(selection='none')),
+    )
+  )
+  return c
+
+
+def answer_at_random(c, workdir, mesh, donors=()):
+  """Leaves what a run leaves, without a network; a better one at 0.01."""
+  del mesh, donors
+  page = workdir / 'report' / 'index.html'
+  if page.exists():
+    return files.read_json(workdir / 'results.json')
+  train, test = datasets.open_target(c.target, c.seed)
+  rng = np.random.default_rng([c.seed, c.target.fold, c.selection == 'none'])
+  answers, rows = [], []
+  for m in range(c.rounds):
+    answers.append(rng.dirichlet(np.ones(10), len(test)))
+    likely = rng.random(len(test)) < 0.2 + (c.optim.learning_rate == 0.01) / 4
+    answers[m][np.flatnonzero(likely), test.labels[likely]] += 1
+    with files.replacing(workdir / 'rounds' / str(m) / 'posteriors.npz') as f:
+      np.savez(
+        f,
+        train_id=train.ids,
+        train_label=train.labels,
+        train_probability=np.zeros((len(train), 10), np.float32),
+        test_id=test.ids,
+        test_label=test.labels,
+        test_probability=answers[m],
+      )
+    right = evaluate.mean_class_accuracy(answers[m], test.labels)
+    row = {'round': m, 'mean_class_accuracy': right, 'mean_k': 3.0}
+    rows.append(row | {'images_selected': {'mnist': 7}})
+  fused = evaluate.mean_class_accuracy(evaluate.fuse(answers), test.labels)
+  value = {
+    'rounds': rows,
+    'seconds': {'train': 1.0},
+    'mean_class_accuracy': right,
+    'fused': {'mean_class_accuracy': fused},
+  }
+  files.write_json(workdir / 'config.json', {'settings': c.to_dict()})
+  described = {'classes': train.classes, 'train': len(train)}
+  files.write_json(workdir / 'data.json', {'target': described})
+  files.write_json(workdir / 'results.json', value)
+  with files.replacing(page, 'w') as file:
+    file.write('finished')
+  return value
+
+
+def results(workdir):
+  value = json.loads((workdir / 'results.json').read_text())
+  value.pop('seconds')
+  return value
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('sweep') / 'whole'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(rounds, 'run', answer_at_random)
+    experiment.run(small(), workdir, None)
+  return workdir
+
+
+def test_the_table_is_in_the_order_asked_for(finished):
+  value = results(finished)['arms']
+  assert list(value) == ['plain', 'picked', 'both']
+  assert {arm['difference_to'] for arm in value.values()} == {'plain'}
+  for arm in value.values():
+    difference = np.subtract(
+      arm['mean_class_accuracy'], value['plain']['mean_class_accuracy']
+    )
+    np.testing.assert_allclose(arm['difference'], difference)
+    low, high = arm['difference_interval']
+    assert low <= arm['difference_mean'] <= high
+  assert value['picked']['published'] == 12.5
+  page = (finished / 'report' / 'index.html').read_text(encoding='utf-8')
+  assert '12.5' in page
+  assert 'Fused' in page
+
+
+def test_an_average_is_that_of_all_rounds_of_another_arm(finished):
+  value = results(finished)['arms']
+  assert value['both']['mean_class_accuracy'] == value['picked']['fused']
+  assert not list((finished / 'runs').glob('both-*'))
+
+
+def test_an_arm_runs_with_what_was_best_on_its_folds(finished):
+  tuned = json.loads((finished / 'tuning.json').read_text())
+  assert tuned == results(finished)['tuning']
+  assert list(tuned) == ['plain', 'picked']
+  for arm, found in tuned.items():
+    # The rates at the first length, then the other lengths at the best rate.
+    pairs = [(row['steps'], row['learning_rate']) for row in found['tried']]
+    assert pairs == [(2, 0.1), (2, 0.01), (4, 0.01)]
+    means = [np.mean(row['mean_class_accuracy']) for row in found['tried']]
+    best = found['tried'][int(np.argmax(means))]
+    assert found['chosen'] == {
+      'steps': best['steps'],
+      'learning_rate': 0.01,
+    }
+    for seed in range(4):
+      path = finished / 'runs' / f'{arm}-{seed}' / 'config.json'
+      settings = json.loads(path.read_text())['settings']
+      assert settings['optim']['learning_rate'] == 0.01
+      assert settings['train']['steps'] == best['steps'] // 2
+      assert settings['seed'] == seed
+
+
+def test_no_fold_holds_a_test_image(finished):
+  train, test = datasets.open_target(small().target, 0)
+  tested = set()
+  for path in (finished / 'tuning').glob('plain-4-0.01-*/rounds/1/*.npz'):
+    with np.load(path) as file:
+      ids = file['test_id'].tolist()
+      assert not tested & set(ids)
+      assert not set(ids) & set(file['train_id'].tolist())
+      tested |= set(ids)
+  assert tested == set(train.ids.tolist())
+  assert not tested & set(test.ids.tolist())
+
+
+def test_a_killed_sweep_does_no_finished_run_again(tmp_path, capsys):
+  c, workdir = small(), tmp_path / 'sweep'
+  devices = mesh.make(jax.devices()[:1])
+  # A fold of few images in place of the test set.
+  c.target.folds = 2
+  c.rounds, c.seeds, c.tune.folds, c.train.steps = 1, 2, 0, 1
+  c.arms.picked = ConfigDict(
+    dict(title='Alike', set=dict(selection='none', max_bad_fraction=0.5))
+  )
+  experiment.run(c, workdir, devices)
+  whole = results(workdir)
+  shutil.rmtree(workdir / 'report')
+  shutil.rmtree(workdir / 'runs' / 'picked-1')
+  (workdir / 'results.json').unlink()
+  before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*') if p.is_file()}
+  experiment.run(c, workdir, devices)
+  assert {p: p.stat().st_mtime_ns for p in before} == before
+  assert results(workdir) == whole
+  capsys.readouterr()
+  experiment.run(c, workdir, devices)
+  assert 'nothing was done' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'seeds': 1}, 'seeds >= 2'),
+    ({'order': ('plain', 'both')}, 'every arm once'),
+    ({'order': ('plain', 'plain', 'picked', 'both')}, 'every arm once'),
+    ({'arms.both.average': ('best',)}, r'trained \(plain, picked\), not best'),
+    ({'arms.both.average': ('both',)}, r'trained \(plain, picked\), not both'),
+    ({'arms.both.average': ()}, 'not none'),
+    ({'tune.folds': 1}, 'folds >= 2'),
+    ({'tune.learning_rates': ()}, 'values of learning_rates'),
+    ({'tune.steps': (1,)}, 'train.steps must be at least 1'),
+    ({'tune.learning_rates': (0.0,)}, 'learning_rate must be above 0'),
+    ({'optim.warmup': 1}, 'optim.warmup must be below 1'),
+    ({'optim.schedule': 'step'}, 'schedule=cosine'),
+  ],
+)
+def test_arms_that_make_no_sense_are_refused(changes, said):
+  c = small()
+  c.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=said):
+    arms.check(c)
+
+
+def test_rounds_share_the_updates():
+  c = small()
+  c.rounds = 5
+  tuning.apply(c, steps=23, learning_rate=0.5)
+  assert (c.train.steps, c.optim.learning_rate) == (4, 0.5)
+
+
+# What follows a colon is an argument of the config.
+@pytest.mark.parametrize('config', ['folders.py', 'folders.py:one,two'])
+def test_one_run_is_no_sweep(tmp_path, config):
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'sjft_jax.sweep'),
+      f'--config=configs/{config}',
+      f'--workdir={tmp_path}',
+    ],
+    cwd=ROOT,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert done.stderr.count('\n') == 1
+  assert 'needs a config with arms' in done.stderr

@@ -17,12 +17,12 @@ from sklearn.datasets import load_digits
 from configs import folders
 from sjft_jax import (
   describe,
+  experiment,
   main,
   mesh,
   metrics,
   processes,
   search,
-  sweep,
   tables,
 )
 from sjft_jax.data import datasets, pipelines
@@ -319,7 +319,7 @@ def reference(data, tmp_path_factory):
     c = folders.get_config()
     for name, value in settings(data).items():
       c.update_from_flattened_dict({name: value})
-    sweep.run(c, directory / 'run', mesh.make(jax.devices()[:4]))
+    experiment.run(c, directory / 'run', mesh.make(jax.devices()[:4]))
   return directory
 
 

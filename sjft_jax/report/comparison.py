@@ -132,7 +132,11 @@ def figures(workdir, arms) -> Iterator[dict | None]:
 
   lines = []
   for arm, found in directories.items():
-    series = [record.losses(path / 'metrics.jsonl')[0] for path in found]
+    # The first run alone has pretrained; its updates are not the arm's.
+    series = [
+      record.losses(path / 'metrics.jsonl', pretraining=False)[0]
+      for path in found
+    ]
     series = [points.get('target_loss') or [] for points in series]
     # Seeds of a killed comparison may be of different lengths.
     shortest = min(map(len, series))

@@ -104,13 +104,18 @@ def confusion(path) -> tuple[list[str], np.ndarray]:
   )
 
 
-def losses(path) -> tuple[dict[str, list[tuple[int, float]]], list[int]]:
+def losses(
+  path, pretraining=True
+) -> tuple[dict[str, list[tuple[int, float]]], list[int]]:
   """{loss: (update, nats)} of a metrics.jsonl, updates counted over the rounds,
-  and the updates at which rounds begin, but for the first."""
+  with those of pretraining before them or not, and the updates at which rounds
+  begin, but for the first."""
   # By round and step, so that the lines of a resumed run replace those it
   # had already written.
   rows = {
-    (r.get('round', -1), r['step']): r for r in json_lines(path) if 'step' in r
+    (r.get('round', -1), r['step']): r
+    for r in json_lines(path)
+    if 'step' in r and (pretraining or r.get('round', -1) >= 0)
   }
   names = dict.fromkeys(k for row in rows.values() for k in row)
   points = {name: [] for name in names if 'loss' in name}

@@ -17,7 +17,7 @@ import pytest
 from sjft_jax import suspects
 from sjft_jax.data import datasets
 from sjft_jax.report import comparison as report_comparison
-from sjft_jax.report import pages, summary
+from sjft_jax.report import pages, record, summary
 
 NASTY = '<script>alert("1")</script> & \'q\' $\\frac$ 漢字'
 VOID = {'img', 'link', 'meta'}
@@ -562,6 +562,22 @@ def test_losses_of_arms_are_means_over_the_seeds(comparison_page):
   loss = next(label for label in labels if label.startswith('Loss on the'))
   # Five updates of either round, 2 / step.
   assert 'random: 2, 1, 0.667, 0.5, 0.4, 2, 1, 0.667, 0.5, 0.4.' in loss
+
+
+def test_updates_of_an_arm_begin_after_pretraining(tmp_path):
+  rows = [
+    {'round': -1, 'step': 1, 'source_loss': 3.0},
+    {'round': -1, 'step': 2, 'source_loss': 2.0},
+    {'round': 0, 'step': 1, 'target_loss': 1.0},
+    {'round': 1, 'step': 1, 'target_loss': 0.5},
+  ]
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  points, starts = record.losses(path, pretraining=False)
+  assert (points, starts) == ({'target_loss': [(1, 1.0), (2, 0.5)]}, [2])
+  points, starts = record.losses(path)
+  assert points['target_loss'] == [(3, 1.0), (4, 0.5)]
+  assert starts == [3, 4]
 
 
 def test_what_was_tried_is_listed_and_the_choice_marked():

@@ -15,31 +15,11 @@ import sys
 import numpy as np
 from matplotlib.figure import Figure
 
-from sjft_jax import files, main, mesh, retrieval, streams
+from sjft_jax import files, main, mesh, reasons, retrieval, streams
 from sjft_jax.data import preprocess
 from sjft_jax.errors import UserError
 
 _COLOURS = '#0072b2', '#d55e00'
-
-
-def contributions(target_d, source_d, describer):
-  """What every bin adds to the distance.
-
-  w / 2 (p - q) (log(p + e) - log(q + e)), never below 0
-
-  Args:
-    target_d: pixel counts of the target image, int [d].
-    source_d: pixel counts of the source image, int [d].
-    describer: that counted them.
-
-  Returns:
-    Nats, float64 [c, b]; they sum to the distance.
-  """
-  both = np.stack([target_d, source_d])
-  p, q = describer.fractions(both)
-  log_p, log_q = describer.logs(both)
-  share_d = describer.weight_d / 2 * (p - q) * (log_p - log_q)
-  return share_d.reshape(-1, describer.bins)
 
 
 def explain(workdir, target_id, source_id, out, top):
@@ -54,7 +34,7 @@ def explain(workdir, target_id, source_id, out, top):
   describer = run.describer
   target_d = _counts(describer, run.target.subset([row]))
   source_d = _counts(describer, run.source.subset([index]))
-  share_cb = contributions(target_d, source_d, describer)
+  share_cb = reasons.contributions(target_d, source_d, describer)
   bank = describer.bank
   settings = run.settings.describe
   layers = settings.layers if settings.bank == 'conv' else [settings.bank]

@@ -15,10 +15,12 @@ from sjft_jax import (
   intake,
   learn,
   processes,
+  reasons,
   selection,
   suspects,
   workdirs,
 )
+from sjft_jax import mesh as meshes
 from sjft_jax.errors import UserError
 from sjft_jax.ops import hardness
 from sjft_jax.report import pages
@@ -108,6 +110,8 @@ def run(c, workdir, mesh, donors=()):
       )
 
   def finish():
+    if c.selection == 'neighbours':
+      reasons.stage(c, target, pool, workdir / 'selection', meshes.own(mesh))
     files.write_json(workdir / 'results.json', results | workdirs.provenance())
     pages.write_run(workdir, target, pool)
 

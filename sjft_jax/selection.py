@@ -56,18 +56,11 @@ def stage(c, target, pool, workdir, mesh, donors):
     with progress.bar(len(pool), 'check source') as bar:
       bad = intake.find_bad(pool, c.threads, bar)
   intake.report_bad(c, workdir, bad, len(pool))
-  found = Found(
-    index_qk=index_qk,
-    label_q=target.labels,
-    label_n=pool.labels,
-    source_n=np.flatnonzero(~np.isin(pool.ids, list(bad))),
-    images=c.budget.images,
-    seed=c.seed,
-  )
+  found = what_was_found(c, target, pool, index_qk, bad)
   rule, least = RULES[c.selection], c.budget.least_per_class
 
   def draw(budget_q):
-    return common(rule(found, budget_q), pool.labels, least, target.ids)
+    return drawn(c, found, target.ids, budget_q)
 
   if least < 2:
     return draw, pool
@@ -85,6 +78,45 @@ def stage(c, target, pool, workdir, mesh, donors):
     files.write_json(pathlib.Path(workdir) / SOURCE_CLASSES, names)
   labels = relabelled[pool.labels]
   return draw, dataclasses.replace(pool, labels=labels, classes=names)
+
+
+def what_was_found(c, target, pool, index_qk, bad):
+  """What the rules choose by.
+
+  Args:
+    c: every setting.
+    target: data set of the target training images.
+    pool: the source.
+    index_qk: as in `Found`.
+    bad: ids of unreadable source images.
+  """
+  return Found(
+    index_qk=index_qk,
+    label_q=target.labels,
+    label_n=pool.labels,
+    source_n=np.flatnonzero(~np.isin(pool.ids, list(bad))),
+    images=c.budget.images,
+    seed=c.seed,
+  )
+
+
+def drawn(c, found, target_ids, budget_q):
+  """What every target image may draw at a budget.
+
+  Args:
+    c: every setting; `selection` and `budget.least_per_class` are read.
+    found: `Found`.
+    target_ids: unicode [q].
+    budget_q: K of every target image, int [q].
+
+  Returns:
+    `Candidates`.
+
+  Raises:
+    UserError: if a target image has none.
+  """
+  chosen = RULES[c.selection](found, budget_q)
+  return common(chosen, found.label_n, c.budget.least_per_class, target_ids)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,22 +1,25 @@
 """Images beside their neighbours, the hardest ones, and those withheld."""
 
 import base64
+import functools
 
 import cv2
 import numpy as np
 
+from sjft_jax import reasons, selection
 from sjft_jax.data import preprocess
 from sjft_jax.report import lending, record, wording
 
 # Ranks of the gallery. Source: Ge & Yu, CVPR 2017, figure 2.
 RANKS = (1, 10, 20, 30, 40)
 GALLERY_ROWS = 8
+CELLS = 6  # images of a row
 HARDEST = 9
 # Images are shown about 130 CSS pixels wide.
 THUMBNAIL = 160
 
 
-def _thumbnail(dataset, index) -> dict | None:
+def thumbnail(dataset, index) -> dict | None:
   """A data URI and its size in pixels; None if the image cannot be read."""
   try:
     image = preprocess.decode(dataset.read(int(index)))
@@ -36,48 +39,100 @@ def _thumbnail(dataset, index) -> dict | None:
   return {'uri': uri, 'width': width, 'height': height}
 
 
-def gallery(neighbours, target, source) -> list[dict]:
+def _nearest(neighbours, drawn, near, target, source, unit) -> list[dict]:
   """Target images beside their neighbours of some ranks."""
+  del drawn, near
   searched = np.unique(neighbours.target)
   rows = []
-  for t in searched[_spread(target.labels[searched], GALLERY_ROWS)]:
+  for t in searched[reasons.spread(target.labels[searched], GALLERY_ROWS)]:
     pairs = neighbours.of(t)
     index, distance = neighbours.source[pairs], neighbours.distance[pairs]
-    most = min(len(index), RANKS[-1])
-    ranks = [*(r for r in RANKS if r < most), most]
-    rows.append(
-      {
-        'id': target.ids[t],
-        'class': target.classes[target.labels[t]],
-        'image': _thumbnail(target, t),
-        'neighbours': [
-          {
-            'rank': wording.ordinal(r),
-            'distance': f'{distance[r - 1]:#.3g}',
-            'id': source.ids[s],
-            'class': record.class_name(source, source.labels[s]),
-            'image': _thumbnail(source, s),
-          }
-          for r, s in ((r, index[r - 1]) for r in ranks)
-        ],
-      }
-    )
+    shown = _ranked(index, source)
+    for image in shown:
+      image['note'] = f'{distance[image["place"]]:#.3g}{unit}'
+    rows.append({'head': _head(target, t), 'title': '', 'images': shown})
   return rows
 
 
-def _spread(labels, count) -> np.ndarray:
-  """Positions of `count` examples spread over the classes, earlier ones first.
+def _common(neighbours, drawn, near, target, source) -> list[dict]:
+  """Target images beside what the images of their class have in common."""
+  del neighbours
+  rows, seen = [], set()
+  for t in reasons.spread(target.labels, GALLERY_ROWS):
+    label = target.labels[t]
+    if label in seen:
+      continue
+    seen.add(label)
+    shown = _ranked(drawn.index[drawn.start[t] : drawn.stop[t]], source)
+    mine = np.flatnonzero(target.labels == label)
+    lists = [near.index[near.start[q] : near.stop[q]] for q in mine]
+    for image in shown:
+      votes = sum(image['index'] in index for index in lists)
+      image['note'] = f'near {votes} of {len(mine)}'
+    rows.append({'head': _head(target, t), 'title': '', 'images': shown})
+  return rows
 
-  With more classes than `count`, the first example of evenly spaced classes;
-  with fewer, the first of every class, then the second of every class, ...
-  """
-  order = np.argsort(labels, kind='stable')
-  ordered = labels[order]
-  repeat = np.arange(len(labels)) - np.searchsorted(ordered, ordered)
-  order = order[np.lexsort((ordered, repeat))]
-  order = order[: max(count, len(np.unique(labels)))]
-  picks = np.linspace(0, len(order) - 1, min(count, len(order)))
-  return order[picks.astype(int)]
+
+def _classes(neighbours, drawn, near, target, source) -> list[dict]:
+  """The source classes with the largest share of near images, and these."""
+  del neighbours
+  selected, near_n = selection.selected(drawn), selection.selected(near)
+  # To how many target images each source image is near.
+  times_n = np.zeros(len(source), int)
+  for q in range(len(target)):
+    times_n[near.index[near.start[q] : near.stop[q]]] += 1
+  classes = np.unique(source.labels[selected])
+  held_c, near_c = (
+    np.bincount(source.labels[index], minlength=len(source.classes))[classes]
+    for index in (selected, near_n)
+  )
+  rows = []
+  for at in np.argsort(-near_c / held_c, kind='stable')[:GALLERY_ROWS]:
+    mine = selected[source.labels[selected] == classes[at]]
+    order = mine[np.argsort(-times_n[mine], kind='stable')]
+    shown = [_image(source, s, place) for place, s in enumerate(order[:CELLS])]
+    for image in shown:
+      image['note'] = f'near {wording.count(times_n[image["index"]])}'
+    name = record.class_name(source, classes[at])
+    title = f'{name}: {near_c[at]} of its {held_c[at]} images are near'
+    rows.append({'head': None, 'title': title, 'images': shown})
+  return rows
+
+
+def _head(target, t) -> dict:
+  """A target image that a row is about."""
+  return {
+    'id': target.ids[t],
+    'class': target.classes[target.labels[t]],
+    'image': thumbnail(target, t),
+  }
+
+
+def _ranked(index, source) -> list[dict]:
+  """Source images of some ranks in a list."""
+  most = min(len(index), RANKS[-1])
+  ranks = [*(r for r in RANKS if r < most), most]
+  return [_image(source, index[r - 1], r - 1) for r in ranks]
+
+
+def _image(source, s, place) -> dict:
+  return {
+    'index': int(s),
+    'place': place,
+    'rank': wording.ordinal(place + 1),
+    'id': source.ids[s],
+    'class': record.class_name(source, source.labels[s]),
+    'image': thumbnail(source, s),
+  }
+
+
+# (neighbours, what may be drawn, what is near, target, source) -> rows.
+GALLERIES = {
+  'neighbours': functools.partial(_nearest, unit='\N{NO-BREAK SPACE}nats'),
+  'features': functools.partial(_nearest, unit=''),
+  'labelled': _common,
+  'classes': _classes,
+}
 
 
 def hardest(path, next_k_q, target) -> dict:
@@ -99,7 +154,7 @@ def hardest(path, next_k_q, target) -> dict:
       {
         'id': ids[i],
         'class': target.classes[labels[i]],
-        'image': _thumbnail(target, index[i]),
+        'image': thumbnail(target, index[i]),
         'right': right[i],
         'predicted': target.classes[predicted[i]],
         'entropy': f'{entropy[i]:.2f}',

@@ -2,18 +2,27 @@
 
 import numpy as np
 
+from sjft_jax import selection
 from sjft_jax.report import record, wording
 
 
-def borrowing(neighbours, k_q, target, source) -> tuple[dict, dict]:
-  """What the first K neighbours are: counts by source; what the page shows."""
-  used = neighbours.rank < k_q[neighbours.target]
-  images = np.unique(neighbours.source[used])
+def borrowing(drawn, target, source) -> tuple[dict, dict]:
+  """What the candidates are: counts by source; what the page shows.
+
+  Args:
+    drawn: `Candidates` of every target image. Where all share one list,
+      nobody borrows from anyone in particular.
+    target: the target training images.
+    source: the pool.
+  """
+  images = selection.selected(drawn)
   lent_c = np.bincount(source.labels[images], minlength=len(source.classes))
   held_c = np.bincount(source.labels, minlength=len(source.classes))
   pair_tc = np.zeros((len(target.classes), len(source.classes)), int)
-  borrower = target.labels[neighbours.target[used]]
-  np.add.at(pair_tc, (borrower, source.labels[neighbours.source[used]]), 1)
+  if len(np.unique(drawn.start)) > 1:
+    for q, label in enumerate(target.labels):
+      lenders = source.labels[drawn.index[drawn.start[q] : drawn.stop[q]]]
+      pair_tc[label] += np.bincount(lenders, minlength=len(source.classes))
 
   groups = {}
   for c in largest(lent_c, len(lent_c)):

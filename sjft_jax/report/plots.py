@@ -149,6 +149,45 @@ def dots(name, title, unit, arms, note, first=0) -> dict | None:
   return {'title': title, 'note': note, 'key': [], 'svg': svg}
 
 
+def bars(name, title, x_label, y_label, bar_n, line_n, labels, starts) -> dict:
+  """Bars from 0, and what they are compared with as steps over them.
+
+  Args:
+    name: unique in the page.
+    title: of the plot.
+    x_label: what the bars are.
+    y_label: their unit.
+    bar_n: heights, float [n].
+    line_n: heights of the steps, float [n].
+    labels: what the bars and the steps are called.
+    starts: positions before which a line parts the bars.
+  """
+  n = len(bar_n)
+
+  def paint(axes):
+    axes.set(xlabel=x_label, ylabel=y_label, xticks=[], xlim=(-0.5, n - 0.5))
+    axes.grid(visible=False, axis='x')
+    axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3))
+    for x in starts:
+      axes.axvline(x - 0.5, color=RULE, linewidth=0.8)
+    axes.bar(range(n), bar_n, width=0.9, color=SERIES[2])
+    edges = np.arange(n + 1) - 0.5
+    axes.stairs(line_n, edges, baseline=None, color=SERIES[1], linewidth=1.2)
+
+  sums = ', '.join(
+    f'{label} {wording.short(sum(values))} in all'
+    for label, values in zip(labels, (bar_n, line_n), strict=True)
+  )
+  key = list(zip((3, 2), '■━', labels, strict=True))
+  alt = f'{title} in {y_label} by {x_label}: {sums}.'
+  return {
+    'title': title,
+    'note': '',
+    'key': key,
+    'svg': _svg(name, alt, 1.5, paint),
+  }
+
+
 def thin(points, most) -> np.ndarray:
   """At most so many points, the means of neighbouring ones; float [2, n]."""
   size = math.ceil(len(points) / most) or 1

@@ -145,6 +145,12 @@ class Neighbours:
     """The pairs of one target image."""
     return slice(*np.searchsorted(self.target, [target, target + 1]))
 
+  def table(self, targets: int) -> np.ndarray:
+    """Source positions by target and rank, int64 [q, k]; -1 = none."""
+    index_qk = np.full((targets, self.rank.max(initial=-1) + 1), -1, np.int64)
+    index_qk[self.target, self.rank] = self.source
+    return index_qk
+
 
 def neighbours(path, target, source) -> Neighbours:
   """The neighbour table with positions for ids."""

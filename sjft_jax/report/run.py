@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from sjft_jax import suspects
+from sjft_jax import features, selection, suspects
 from sjft_jax.report import (
   galleries,
   lending,
   mistakes,
+  near,
   plots,
   record,
   wording,
@@ -39,7 +41,9 @@ def context(workdir, target, source) -> dict:
     'plots': list(filter(None, _run_plots(workdir, results, budgets))),
     'classes': [],
     'lending': [],
+    'rule': '',
     'gallery': [],
+    'near': None,
     'hardest': None,
     'mistakes': mistakes.context(folders[-1]) if folders else None,
     'seconds': record.seconds(results),
@@ -52,15 +56,27 @@ def context(workdir, target, source) -> dict:
     'suspects': suspects.shown(workdir, results),
   }
   pairs = workdir / 'selection' / 'neighbours.parquet'
-  # A random selection searches too, for its size, but draws from elsewhere.
-  if settings.get('selection', 'neighbours') == 'neighbours' and pairs.exists():
+  # Random images and the whole source have nothing to be shown by.
+  if settings.get('selection') in galleries.GALLERIES and pairs.exists():
+    c = ConfigDict(settings)
+    k_q = np.full(len(target), c.budget.initial)
+    k_q = budgets[-1][0] if budgets else k_q
     neighbours = record.neighbours(pairs, target, source)
-    initial = settings.get('budget', {}).get('initial', np.inf)
-    k_q = budgets[-1][0] if budgets else np.full(len(target), initial)
-    found, borrowing = lending.borrowing(neighbours, k_q, target, source)
-    lent = found | lent
+    by_feature = record.read(workdir / 'selection' / features.NAME)
+    bad = (certificate | by_feature).get('unreadable', ())
+    found = selection.what_was_found(
+      c, target, source, neighbours.table(len(target)), bad
+    )
+    drawn = selection.drawn(c, found, target.ids, k_q)
+    counts, borrowing = lending.borrowing(drawn, target, source)
+    lent = counts | lent
+    near_q = selection.neighbours(found, k_q)
     shown |= borrowing | {
-      'gallery': galleries.gallery(neighbours, target, source)
+      'rule': c.selection,
+      'gallery': galleries.GALLERIES[c.selection](
+        neighbours, drawn, near_q, target, source
+      ),
+      'near': near.context(workdir / 'selection', target, source),
     }
   shown['facts'] = _facts(results, data, lent)
   shown['sources'] = wording.typeset_table(lending.source_table(lent, data))

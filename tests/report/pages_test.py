@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sjft_jax import suspects
+from sjft_jax import reasons, suspects
 from sjft_jax.data import datasets
 from sjft_jax.report import comparison as report_comparison
-from sjft_jax.report import pages, record, summary
+from sjft_jax.report import galleries, pages, record, summary
 
 NASTY = '<script>alert("1")</script> & \'q\' $\\frac$ 漢字'
 VOID = {'img', 'link', 'meta'}
@@ -110,7 +110,13 @@ def make_run(
   n, random = len(target), np.random.default_rng(0)
   write_json(
     workdir / 'config.json',
-    {'settings': {'selection': selection, 'budget': {'initial': k}}},
+    {
+      'settings': {
+        'selection': selection,
+        'seed': 0,
+        'budget': {'initial': k, 'images': 0, 'least_per_class': 1},
+      }
+    },
   )
   write_json(
     workdir / 'data.json',
@@ -120,7 +126,7 @@ def make_run(
     },
   )
   write_json(workdir / 'selection' / 'certificate.json', {'seen': 60})
-  if selection == 'neighbours':
+  if selection in galleries.GALLERIES:
     source = np.arange(n)[:, None] + np.arange(depth)[None]
     table = {
       'target_id': np.repeat(target.ids, depth),
@@ -415,6 +421,71 @@ def test_what_a_run_did_not_leave_is_left_out(
   links = {a['href'][1:] for a in page.all('a')}
   assert sections == links == there
   assert 'nan' not in page.text.lower()
+
+
+def test_what_a_class_has_in_common_is_shown(tmp_path, target, pool):
+  # With K = 3, cats 0, 1, 2 are near 012, 123, 234 and dogs near 345, ...
+  make_run(tmp_path, target, pool, selection='labelled', rounds=1)
+  page = Page(pages.write_run(tmp_path, target, pool))
+  images = [a for a in page.all('img') if ' image, of' in a['alt']]
+  # The first of the list, and the third and last.
+  assert [_grey(a['src']) for a in images] == [2, 3, 5, 6]
+  assert 'near 3 of 3' in page.text
+  assert 'near 2 of 3' in page.text
+  assert 'nats' not in page.text[page.text.index('by their place') :][:200]
+  assert page.row('cat')[0] == 'x (a)\xa0100 %'
+
+
+def test_chosen_classes_are_shown_by_what_is_near(tmp_path, target, pool):
+  make_run(tmp_path, target, pool, selection='classes', rounds=1)
+  page = Page(pages.write_run(tmp_path, target, pool))
+  # Eight images are near, all of x, which is enough.
+  assert 'x (a): 8 of its 40 images are near' in page.text
+  images = [a for a in page.all('img') if ' image, of' in a['alt']]
+  assert [_grey(a['src']) for a in images] == [2, 3, 4, 5, 1, 6]
+  assert 'y (b)' not in page.text
+  assert 'Who borrows from whom' not in page.text
+
+
+def test_distances_of_features_are_no_nats(tmp_path, target, pool):
+  make_run(tmp_path, target, pool, selection='features', rounds=1)
+  page = Page(pages.write_run(tmp_path, target, pool))
+  shown = page.text[page.text.index('features of length 1') :]
+  assert '1st · 0.250 x' in shown
+  assert 'nats' not in shown[: shown.index('The hardest')]
+
+
+def test_filters_are_named_by_what_they_add(tmp_path, target, pool):
+  make_run(tmp_path, target, pool)
+  filters = [f'{NASTY} {i}' for i in range(5)]
+  pair = {
+    'target_id': 'target:001',
+    'source_id': 'pool:041',
+    'rank': 39,
+    'distance': 0.41,
+    'usual_distance': 1.62,
+    'nats': [0.01, 0.2, 0.15, 0.05, 0.0],
+    'usual': [0.8, 0.1, 0.3, 0.4, 0.02],
+  }
+  value = {'filters': filters, 'layers': [0, 0, 0, 1, 1], 'pairs': [pair]}
+  write_json(tmp_path / 'selection' / reasons.NAME, value)
+  page = Page(pages.write_run(tmp_path, target, pool))
+  assert 'scale' not in page.text
+  _, most, least = re.split('Agree most|Agree least', page.text)
+  named = re.compile(
+    re.escape(NASTY) + r' (\d): ([\d.]+) nats, usually ([\d.]+)'
+  )
+  assert named.findall(most) == [
+    ('0', '0.01', '0.8'),
+    ('3', '0.05', '0.4'),
+    ('2', '0.15', '0.3'),
+  ]
+  # Nothing agrees both most and least, and next to nothing is not named.
+  assert named.findall(least) == [('1', '0.2', '0.1')]
+  assert '40th · 0.410 nats' in page.text
+  assert 'a usual source image, 1.62 nats' in page.text
+  labels = [a['aria-label'] for a in page.all('svg')]
+  assert any('this pair 0.41 in all' in label for label in labels)
 
 
 def test_an_empty_directory_makes_a_page(tmp_path, target):

@@ -84,7 +84,8 @@ def get_config():
   c.selection = 'neighbours'
   c.budget = ConfigDict()
   c.budget.initial = 100  # K0
-  c.budget.maximum = 1000  # cap on K, and the depth of the search
+  c.budget.maximum = 1000  # cap on K
+  c.budget.depth = 0  # of the search, if deeper than budget.maximum
   c.budget.images = 0  # N, distinct source images in all; 0 = as K has it
   c.budget.least_per_class = 1  # source classes with fewer images are dropped
   c.hardness = ConfigDict()
@@ -129,6 +130,12 @@ def get_config():
   c.end_when_settled = False  # no more rounds once no K changes
   c.fusion = True  # also average the rounds' class probabilities
   c.weight_fusion = False  # also average the rounds' weights
+  # After the last round one network is trained towards their average, which
+  # `predict` then uses. It begins as the last round's.
+  c.distill = ConfigDict()
+  c.distill.steps = 0  # updates; 0 = no such network
+  c.distill.temperature = 2.0  # of the answers it learns
+  c.distill.source = True  # also on the selected source images, without labels
   c.train = ConfigDict()
   c.train.steps = 4000  # updates per round
   c.train.micro_batches = 10  # per update
@@ -164,14 +171,20 @@ def get_config():
   # A comparison: every arm with every seed. No arms = one run. An arm is
   # {title: '', set: {setting: value}}, or, without runs of its own, {title: '',
   # average: (arm, ...)}: the mean of the class probabilities of their last
-  # rounds, with all_rounds=True of all. `published`, in per cent, is shown too.
+  # rounds, with all_rounds=True of all, with distilled=True of what those were
+  # distilled into. `published`, in per cent, is shown too.
   c.arms = ConfigDict()
   # Of the table; the first is what the others are compared with. () = by name.
   c.order = ()
   c.seeds = 0  # seeds 0..n-1 of the draws and of training
-  # Every arm's rate and length are chosen, on folds of the training images.
+  # Every arm's rate and length are chosen, on folds of the training images;
+  # also K0, bank and the source's weight, where values are named and the arm
+  # does not set them. An arm's own `tune` goes before this one.
   c.tune = ConfigDict()
   c.tune.folds = 0  # 0 = not tuned
   c.tune.learning_rates = ()  # tried at the first of the lengths
   c.tune.steps = ()  # lengths: updates of all rounds together
+  c.tune.initial = ()  # K0; budget.maximum follows in proportion
+  c.tune.banks = ConfigDict()  # {name: {setting of describe: value}}
+  c.tune.source_weights = ()  # falling, as (1.0, 0.3, 0.1, 0.0); 0 = no source
   return c

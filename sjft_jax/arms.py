@@ -51,11 +51,18 @@ def check(c):
     if averaged is None:
       own = settings_of(c, arm, 0)
       settings.check(own)
-      tuning.check(c, own)
+      tuning.check(c, arm, own)
     elif not averaged or not all(other in _trained(c) for other in averaged):
       raise UserError(
         f'arms.{arm}.average must name arms that are trained '
         f'({", ".join(_trained(c))}), not {", ".join(averaged) or "none"}.'
+      )
+    elif c.arms[arm].get('distilled') and not all(
+      settings_of(c, other, 0).distill.steps for other in averaged
+    ):
+      raise UserError(
+        f'arms.{arm}.distilled needs distill.steps above 0 in '
+        f'{", ".join(averaged)}.'
       )
 
 
@@ -120,7 +127,7 @@ def settings_of(c, arm, seed, tuned=None):
   except (KeyError, TypeError) as error:
     raise UserError(f'Settings of the arm {arm}: {error}') from error
   if tuned:
-    tuning.apply(own, **tuned[arm]['chosen'])
+    tuning.apply(own, tuning.room(c, arm), **tuned[arm]['chosen'])
   own.seed = seed
   return own
 
@@ -138,10 +145,14 @@ def _averaged(c, arm, seed, workdir):
   """The results of the average of other arms' class probabilities."""
   spec, found = c.arms[arm], []
   for other in spec.average:
-    folder = _directory(workdir, other, seed) / 'rounds'
+    directory = _directory(workdir, other, seed)
+    folder = directory / 'rounds'
     done = sorted(map(int, (path.name for path in folder.glob('[0-9]*'))))
-    for m in done if spec.get('all_rounds') else done[-1:]:
-      with np.load(folder / str(m) / 'posteriors.npz') as file:
+    folders = [folder / str(m) for m in done]
+    if spec.get('distilled'):
+      folders = [directory / rounds.DISTILLED]
+    for folder in folders if spec.get('all_rounds') else folders[-1:]:
+      with np.load(folder / 'posteriors.npz') as file:
         found.append({k: file[k] for k in file if k.startswith('test_')})
   if any((f['test_id'] != found[0]['test_id']).any() for f in found):
     raise UserError(

@@ -30,7 +30,7 @@ def find(c, target, source, directory, *, mesh, donors=()):
 
   Args:
     c: every setting; `model`, `train.resize`, `train.crop`, `evaluate.batch`,
-      `budget.maximum` and `threads` are read.
+      `budget` and `threads` are read.
     target: data set of the target training images.
     source: the pool.
     directory: where neighbours.parquet and features.json go.
@@ -57,7 +57,7 @@ def find(c, target, source, directory, *, mesh, donors=()):
           shutil.copytree(donor, beside)
     if not finished.exists():
       describe = _describer(c, meshes.own(mesh))
-      table, bad = nearest(describe, target, source, c.budget.maximum)
+      table, bad = nearest(describe, target, source, key['maximum'])
       tables.write(
         directory / 'neighbours.parquet', table, target.ids, source.ids
       )
@@ -159,7 +159,7 @@ def _key(c, target, source):
   return {
     'target': target.digest,
     'source': source.digest,
-    'maximum': c.budget.maximum,
+    'maximum': c.budget.depth or c.budget.maximum,
     'weights': files.digest(c.model.weights),
     'trunk': c.model.trunk,
     'input': [c.train.resize, c.train.crop],

@@ -214,13 +214,78 @@ class Learner:
       self.network, variables, frozen, batches, c.train.steps, directory, m
     )
 
-  def _frozen(self):
+  def distil(self, variables, teachers, target, pool, candidates, directory):
+    """Trains one network towards the average of several networks' answers.
+
+    The teachers are asked about the very crops that the student sees: answers
+    about centre crops alone would be learnt by heart. Images of the source,
+    where candidates are given, are asked about as any others; their labels are
+    not used.
+
+    Args:
+      variables: where the student begins.
+      teachers: list of variables.
+      target: the target training images.
+      pool: the source, or None.
+      candidates: source images that each target image draws; None = without.
+      directory: its checkpoint goes there.
+
+    Returns:
+      Variables of the student.
+
+    Source: Hinton et al., 2015, arXiv 1503.02531; for the crops, Beyer et al.,
+      CVPR 2022.
+    """
+    c = self._c
+    own = meshes.own(self._mesh)
+    teachers = [meshes.localise(v, self._mesh) for v in teachers]
+
+    def taught(batches):
+      for batch in batches:
+        image = np.concatenate(
+          [batch['target_image'], batch['source_image']], axis=1
+        )
+        flat = meshes.shard(image.reshape(-1, *image.shape[2:]), own)
+        answers = [self.probabilities(v, flat) for v in teachers]
+        soft = evaluate.fuse([meshes.fetch(answer) for answer in answers])
+        soft = soft.reshape(*image.shape[:2], -1).astype(np.float32)
+        yield {
+          'target_image': image,
+          'target_label': soft.argmax(axis=-1).astype(np.int32),
+          train.SOFT: soft,
+          'source_image': image[:, :0],
+          'source_label': batch['source_label'][:, :0],
+        }
+
+    batches = functools.partial(
+      pipelines.joint,
+      target,
+      pool,
+      candidates,
+      seed=(c.seed, c.rounds),
+      micro_batches=c.train.micro_batches,
+      target_batch=c.train.target_batch,
+      source_batch=c.train.source_batch if candidates else 0,
+    )
+    return self._fit(
+      self.network,
+      variables,
+      self._frozen(distilled=True),
+      batches,
+      c.distill.steps,
+      directory,
+      c.rounds,
+      taught,
+    )
+
+  def _frozen(self, distilled=False):
     """What stays as it is in the rounds."""
     # Decay alone would change a head that no image reaches.
-    unreached = ('source_head',) if self._c.selection == 'none' else ()
+    without = distilled or self._c.selection == 'none'
+    unreached = ('source_head',) if without else ()
     return (*self._c.optim.frozen, *unreached)
 
-  def _optimiser_and_step(self, network, frozen, m):
+  def _optimiser_and_step(self, network, frozen, m, steps):
     c = self._c
     factors = c.optim.round_factors
     return _compiled(
@@ -228,22 +293,35 @@ class Learner:
       FrozenConfigDict(c.optim),
       FrozenConfigDict(c.pretrain) if m < 0 else None,
       tuple(frozen),
-      c.train.steps,
+      steps,
       1.0 if m < 0 else factors[min(m, len(factors) - 1)],
       c.train.target_weight,
-      c.train.source_weight,
+      # Of pretraining it would only be a factor of the rate.
+      1.0 if m < 0 else c.train.source_weight,
       c.train.label_smoothing,
+      c.distill.temperature,
       c.train.sharded,
       self._mesh,
     )
 
-  def _fit(self, network, variables, frozen, batches, steps, directory, m):
+  def _fit(
+    self,
+    network,
+    variables,
+    frozen,
+    batches,
+    steps,
+    directory,
+    m,
+    taught=lambda batches: batches,
+  ):
     """Trains from `variables`, or from where a killed run was saved."""
     c = self._c
-    optimiser, step = self._optimiser_and_step(network, frozen, m)
+    optimiser, step = self._optimiser_and_step(network, frozen, m, steps)
     start = self._start if m >= 0 else None
     state = self._first_state(variables, optimiser, start)
     label = 'pretrain' if m < 0 else f'round {m}'
+    label = 'distil' if m == c.rounds else label
     index, count = meshes.share()
     made = batches.keywords
     halves = made['target_batch'], made['source_batch']
@@ -261,15 +339,17 @@ class Learner:
           state = train.fit(
             state,
             step,
-            batches(
-              steps=steps,
-              first_step=first,
-              resize=c.train.resize,
-              crop=c.train.crop,
-              mirror=c.train.mirror,
-              threads=c.threads,
-              process=index,
-              processes=count,
+            taught(
+              batches(
+                steps=steps,
+                first_step=first,
+                resize=c.train.resize,
+                crop=c.train.crop,
+                mirror=c.train.mirror,
+                threads=c.threads,
+                process=index,
+                processes=count,
+              )
             ),
             first=first,
             steps=steps,
@@ -290,9 +370,13 @@ class Learner:
       variables, optimiser, self._mesh, start, sharded=self._c.train.sharded
     )
 
-  def restore(self, directory):
-    """The variables that a finished round left in its directory."""
-    optimiser, _ = self._optimiser_and_step(self.network, self._frozen(), 0)
+  def restore(self, directory, distilled=False):
+    """The variables that a finished round, or `distil`, left in a directory."""
+    c = self._c
+    steps = c.distill.steps if distilled else c.train.steps
+    optimiser, _ = self._optimiser_and_step(
+      self.network, self._frozen(distilled), 0, steps
+    )
     state = self._first_state(self.fresh(self._c.seed), optimiser)
     with checkpoints.Checkpoints(directory / 'checkpoint') as saved:
       if saved.step is None:
@@ -386,6 +470,7 @@ def _compiled(
   target_weight,
   source_weight,
   label_smoothing,
+  temperature,
   sharded,
   mesh,
 ):
@@ -411,6 +496,7 @@ def _compiled(
     target_weight=target_weight,
     source_weight=source_weight,
     label_smoothing=label_smoothing,
+    temperature=temperature,
     sharded=sharded,
   )
   return optimiser, step
@@ -456,7 +542,6 @@ def _pretraining_key(c, pool):
     'weights': files.digest(c.model.weights) if c.model.weights else '',
     'train': {k: c.train[k] for k in ('resize', 'crop', 'mirror')},
     'optim': {k: c.optim[k] for k in ('momentum', 'weight_decay')},
-    'source_weight': c.train.source_weight,
     'label_smoothing': c.train.label_smoothing,
     'data': pool.digest,
   }

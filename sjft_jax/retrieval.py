@@ -47,7 +47,7 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
   """Describes both sets and searches, or reads what an earlier start left.
 
   Args:
-    c: every setting; `describe`, `budget.maximum` and `threads` are read.
+    c: every setting; `describe`, `budget` and `threads` are read.
     target: data set of the target training images.
     source: the pool.
     directory: where edges.npz, neighbours.parquet and certificate.json go.
@@ -62,10 +62,11 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
     UserError: if the source is smaller than the depth of the search.
   """
   directory = pathlib.Path(directory)
-  if not 0 < c.budget.initial <= c.budget.maximum <= len(source):
+  depth = c.budget.depth or c.budget.maximum
+  if not 0 < c.budget.initial <= c.budget.maximum <= depth <= len(source):
     raise UserError(
       'Needed 0 < budget.initial <= budget.maximum <= images in the source; '
-      f'came {c.budget.initial}, {c.budget.maximum}, {len(source)}. Lower the '
+      f'came {c.budget.initial}, {depth}, {len(source)}. Lower the '
       'budget or give a larger source.'
     )
   key = _key(c, target, source)
@@ -114,7 +115,7 @@ def _search(c, target, source, directory, key, mesh):
   found = search.nearest(
     described,
     stream,
-    k=c.budget.maximum,
+    k=c.budget.depth or c.budget.maximum,
     mesh=mesh,
     directory=directory / 'shards',
     share=meshes.share(),
@@ -282,7 +283,8 @@ def _given_edges(c, bank, run_on):
 def _key(c, target, source):
   """Digest of all that the neighbours depend on."""
   binning = [c.describe[k] for k in _BINNING]
-  parts = [target.digest, source.digest, c.budget.maximum, *_bank_parts(c)]
+  depth = c.budget.depth or c.budget.maximum
+  parts = [target.digest, source.digest, depth, *_bank_parts(c)]
   parts.append(binning)
   if c.describe.fine_bins:  # They are chosen by the whole source.
     parts.append((source.whole or source).digest)

@@ -25,6 +25,9 @@ from sjft_jax.errors import UserError
 from sjft_jax.ops import hardness
 from sjft_jax.report import pages
 
+# Where the network lies that stands for those of all rounds.
+DISTILLED = 'distilled'
+
 
 def run(c, workdir, mesh, donors=()):
   """Selective joint fine-tuning of one target set.
@@ -102,6 +105,11 @@ def run(c, workdir, mesh, donors=()):
     results |= _fusions(c, learner, workdir, summaries, tests, test)
   else:
     results['selection'] = _borrowed(pool, candidates(budget_q))
+  if c.rounds and c.distill.steps:
+    with clock('distill'):
+      results['distilled'] = _distilled(
+        c, learner, weights, target, drawable, drawn, test, workdir, summaries
+      )
   results['guard'] = guard.exposure(workdir, test, tests)
   if c.rounds and c.suspects.neighbours and c.selection == 'neighbours':
     with clock('suspects'):
@@ -242,6 +250,34 @@ def _fusions(c, learner, workdir, summaries, tests, test):
   return value
 
 
+def _distilled(
+  c, learner, weights, target, pool, drawn, test, workdir, summaries
+):
+  """One network that answers as the rounds' networks do on average."""
+  directory = workdir / DISTILLED
+  teachers = [
+    learner.restore(workdir / 'rounds' / str(s['round'])) for s in summaries
+  ]
+  student = learner.distil(
+    weights,
+    teachers,
+    target,
+    pool,
+    drawn if c.distill.source else None,
+    directory,
+  )
+  test_nc = learner.posteriors(student, test, c.evaluate.views, 'test')
+  if processes.first():
+    with files.replacing(directory / 'posteriors.npz') as file:
+      np.savez_compressed(
+        file,
+        test_id=test.ids,
+        test_label=test.labels,
+        test_probability=test_nc,
+      )
+  return _worth(test_nc, test.labels)
+
+
 def _borrowed(pool, drawn):
   """How many images and classes of every source stand behind the target."""
   if drawn is None:
@@ -291,12 +327,23 @@ class Trained:
     if not self._rounds:
       raise UserError(f'{workdir} has no finished round yet; let it run on.')
 
+    self._distilled = workdir / DISTILLED
+    self._has_distilled = (self._distilled / 'posteriors.npz').exists()
+
+  @functools.cached_property
+  def _one(self):
+    if self._has_distilled:
+      return self._learner.restore(self._distilled, distilled=True)
+    return self._learner.restore(self._rounds[-1])
+
   @functools.cached_property
   def _variables(self):
     return [self._learner.restore(path) for path in self._rounds]
 
   def probabilities(self, image_nhwc, *, fuse):
-    """Class probabilities of uint8 crops: the last round's, or the average.
+    """Class probabilities of uint8 crops, by one network or the average.
+
+    The one is the distilled network, where there is one, or the last round's.
 
     Args:
       image_nhwc: RGB, uint8 [n, crop, crop, 3].
@@ -305,7 +352,7 @@ class Trained:
     Returns:
       float [n, classes].
     """
-    chosen = self._variables if fuse else self._variables[-1:]
+    chosen = self._variables if fuse else [self._one]
     return evaluate.fuse(
       [np.asarray(self._learner.probabilities(v, image_nhwc)) for v in chosen]
     )

@@ -90,6 +90,9 @@ def what_was_found(c, target, pool, index_qk, bad):
     index_qk: as in `Found`.
     bad: ids of unreadable source images.
   """
+  if index_qk is not None:
+    # A deeper search than the cap on K changes nothing.
+    index_qk = index_qk[:, : c.budget.maximum]
   return Found(
     index_qk=index_qk,
     label_q=target.labels,

@@ -36,7 +36,7 @@ AT_LEAST = {
     'describe.fine_bins',
     'hardness.add_wrong', 'hardness.add_unsure', 'hardness.min_entropy',
     'pretrain.seed', 'pretrain.steps', 'pretrain.warmup',
-    'budget.images',
+    'budget.images', 'budget.depth', 'distill.steps',
     'train.source_batch', 'train.target_weight', 'train.source_weight',
     'train.checkpoint_every', 'optim.momentum', 'optim.weight_decay',
     'model.momentum', 'train.most_per_label', 'train.label_smoothing',
@@ -66,7 +66,12 @@ BELOW_ONE = (
   'model.momentum',
   'train.label_smoothing',
 )
-ABOVE_ZERO = ('optim.learning_rate', 'optim.factor', 'pretrain.learning_rate')
+ABOVE_ZERO = (
+  'optim.learning_rate',
+  'optim.factor',
+  'pretrain.learning_rate',
+  'distill.temperature',
+)
 
 
 def check(c):
@@ -114,6 +119,12 @@ def check(c):
       'target.fold',
       f'below {c.target.folds} (target.folds)',
     )
+  if c.budget.depth:
+    need(
+      c.budget.depth >= c.budget.maximum,
+      'budget.depth',
+      f'0 or at least {c.budget.maximum} (budget.maximum)',
+    )
   if c.describe.bank == 'conv':
     need(
       c.describe.weights,
@@ -157,6 +168,14 @@ def check(c):
       'optim.warmup',
       f'below {c.train.steps} (train.steps)',
     )
+  if c.distill.steps:
+    need(c.rounds != 1, 'rounds', '0 or at least 2, for distill.steps')
+    if c.optim.schedule == 'cosine':
+      need(
+        c.optim.warmup < c.distill.steps,
+        'optim.warmup',
+        f'below {c.distill.steps} (distill.steps)',
+      )
   need(
     c.train.source_batch in (0, c.train.target_batch),
     'train.source_batch',

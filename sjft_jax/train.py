@@ -23,6 +23,7 @@ from sjft_jax.errors import UserError
 from sjft_jax.ops import losses
 
 _INPUTS = ('target_image', 'target_label', 'source_image', 'source_label')
+SOFT = 'target_soft'  # only where a teacher is there
 
 
 class State(struct.PyTreeNode):
@@ -109,6 +110,7 @@ def make_step(
   target_weight: float = 1.0,
   source_weight: float = 1.0,
   label_smoothing: float = 0.0,
+  temperature: float = 1.0,
   scan: bool | None = None,
   sharded: bool = False,
 ) -> Callable[[State, Mapping], tuple[State, dict[str, jax.Array]]]:
@@ -130,6 +132,7 @@ def make_step(
       release.
     source_weight: as target_weight.
     label_smoothing: the part of a label that is spread over all classes.
+    temperature: of the answers of a teacher.
     scan: one program that loops over the micro-batches, instead of one
       program called m times and another for the update. None does so but on
       the CPU backend, whose convolutions are several times slower within a
@@ -140,7 +143,9 @@ def make_step(
   Returns:
     Function of (state, batch) to (state, metrics). The state is donated. The
     batch holds target_image uint8 [m, t, h, w, 3], target_label int32 [m, t],
-    source_image [m, s, h, w, 3] and source_label [m, s]; t or s may be 0.
+    source_image [m, s, h, w, 3] and source_label [m, s]; t or s may be 0. With
+    target_soft float32 [m, t, classes], a teacher's probabilities, the loss is
+    the cross-entropy towards them alone.
     Metrics are float32 scalars: loss, grad_norm, learning_rate and, of a half
     that is not empty, {target,source}_{loss,accuracy}.
 
@@ -157,6 +162,14 @@ def make_step(
       train=True,
       mutable=['batch_stats'],
     )
+    if SOFT in batch:
+      total = losses.soft_cross_entropy(target, batch[SOFT], temperature)
+      metrics = {
+        'loss': total,
+        'distillation_loss': total,
+        'agreement': _accuracy(target, batch['target_label']),
+      }
+      return total, (updated.get('batch_stats', {}), metrics)
     total, target_loss, source_loss = losses.joint(
       target,
       batch['target_label'],
@@ -367,7 +380,7 @@ def _placed(batches, mesh) -> Iterator[dict[str, jax.Array]]:
   """Batches on the devices, one ahead of what is asked for."""
   ahead = None
   for batch in batches:
-    inputs = {name: batch[name] for name in _INPUTS}
+    inputs = {k: batch[k] for k in (*_INPUTS, SOFT) if k in batch}
     placed = meshes.shard(inputs, mesh, axis=1)
     if ahead is not None:
       yield ahead

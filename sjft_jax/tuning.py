@@ -1,55 +1,109 @@
-"""Learning rate and length of every arm, by one rule, on training folds alone.
+"""What is chosen for every arm by one rule, on training folds alone.
 
-The training images of seed 0 are cut into folds; with a rate and a length an
-arm is trained without a fold and asked about it. The pair that is right most
-often, over the folds, is taken for all seeds. Test images are never opened.
+Learning rate and length, and where it is asked for K0, the bank and the weight
+of the source. The training images of seed 0 are cut into folds; with every
+choice an arm is trained without a fold and asked about it. The one that is
+right most often, over the folds, is taken for all seeds. Test images are never
+opened.
 """
 
 import copy
 
 import numpy as np
 
-from sjft_jax import rounds, settings
+from sjft_jax import rounds, selection, settings
 from sjft_jax.errors import UserError
 
 
-def check(c, own):
+def room(c, arm):
+  """What may be chosen for an arm: `tune`, with what the arm says of it.
+
+  Raises:
+    UserError: if the arm names what there is not in `tune`.
+  """
+  values, own = copy.deepcopy(c.tune), c.arms[arm].get('tune', {})
+  _update(values, own, f'arms.{arm}.tune')
+  return values
+
+
+def _update(values, new, setting):
+  """Puts new values over those that are there, under their own names."""
+  unknown = sorted(set(new) - set(values))
+  if unknown:
+    raise UserError(
+      f'{setting} names {", ".join(unknown)}; there are {", ".join(values)}.'
+    )
+  try:
+    # Names of banks are new.
+    with values.unlocked():
+      values.update(new)
+  except TypeError as error:
+    raise UserError(f'{setting}: {error}') from error
+
+
+def check(c, arm, own):
   """Refuses a tuning that makes no sense.
 
   Args:
-    c: every setting of the comparison; `tune` is read.
-    own: the settings of an arm.
+    c: every setting of the comparison.
+    arm: its name.
+    own: the settings of a run of the arm.
 
   Raises:
     UserError: in one line.
   """
-  if not c.tune.folds:
+  tune_ = room(c, arm)
+  if not tune_.folds:
     return
-  if c.tune.folds < 2 or not c.tune.learning_rates or not c.tune.steps:
+  if tune_.folds < 2 or not tune_.learning_rates or not tune_.steps:
     raise UserError(
       'tune needs folds >= 2 and values of learning_rates and steps; came '
-      f'{c.tune.folds}, {c.tune.learning_rates}, {c.tune.steps}.'
+      f'{tune_.folds}, {tune_.learning_rates}, {tune_.steps}.'
     )
   if own.optim.schedule != 'cosine':
     raise UserError(
       'tune.steps needs optim.schedule=cosine, which ends with a round whatever'
       f' its length; came {own.optim.schedule}.'
     )
-  trial = copy.deepcopy(own)
-  apply(
-    trial, steps=min(c.tune.steps), learning_rate=min(c.tune.learning_rates)
-  )
-  settings.check(trial)
+  weights = list(tune_.source_weights)
+  falling = sorted(set(weights), reverse=True)
+  # NaN is in no order.
+  if weights and not (weights == falling and weights[0] > 0 <= weights[-1]):
+    raise UserError(
+      'tune.source_weights must fall from above 0, to 0 at most, as '
+      f'(1.0, 0.3, 0.1, 0.0); came {tuple(weights)}.'
+    )
+  if not all(isinstance(k, int) and k > 0 for k in tune_.initial):
+    raise UserError(
+      f'tune.initial needs numbers of neighbours; came {tune_.initial}.'
+    )
+  for name in tune_.banks:
+    # They name directories.
+    if not name.replace('-', '_').isidentifier():
+      raise UserError(
+        f'tune.banks needs names of letters and digits; came {name!r}.'
+      )
+  values = _values(c, arm, own)
+  first = {name: tried[0] for name, tried in values.items()}
+  first['steps'] = min(values['steps'])
+  for name, tried in values.items():
+    for value in tried:
+      trial = copy.deepcopy(own)
+      apply(trial, tune_, **first | {name: value})
+      settings.check(trial)
 
 
 def tune(c, arm, own, workdir, mesh, done) -> dict:
-  """Finds a learning rate and a length for an arm.
+  """Finds what is best for an arm.
 
   All rates are tried at the first length, then the other lengths at the best
-  rate: as many runs as there are rates and lengths, less one, for each fold.
+  rate, then the other K0, the other banks and the lower weights of the source
+  at the best so far: as many runs as there are values, less the first ones,
+  for each fold. The weight 0 is fine-tuning without a source, for which rates
+  and lengths are tried anew: what borrows has to beat the best that does not.
 
   Args:
-    c: every setting of the comparison; `tune` is read.
+    c: every setting of the comparison.
     arm: its name.
     own: the settings of its run of seed 0.
     workdir: directory of the comparison; the runs are left in its `tuning`.
@@ -57,47 +111,126 @@ def tune(c, arm, own, workdir, mesh, done) -> dict:
     done: directories of finished runs, to take over from; these are added.
 
   Returns:
-    {'chosen': arguments of `apply`, 'tried': one row per pair}, where a row
-    holds the pair and the mean class accuracy of each fold. Among equal means
-    the one tried first is chosen.
+    {'chosen': arguments of `apply`, 'tried': one row per choice}, where a row
+    holds the choice and the mean class accuracy of each fold. Among equal means
+    the lower weight of the source is chosen, then the one tried first.
   """
-  tried = []
+  tune_, values, rows = room(c, arm), _values(c, arm, own), []
+  weights = values.pop('source_weight', ())
 
-  def trial(steps, rate):
+  def trial(choice):
     accuracies = []
-    for fold in range(c.tune.folds):
-      name = f'{arm}-{steps}-{rate:g}-{fold}'
+    for fold in range(tune_.folds):
+      name = f'{_name(arm, **choice)}-{fold}'
       print(f'== tuning {name}', flush=True)
       trial_c = copy.deepcopy(own)
-      apply(trial_c, steps=steps, learning_rate=rate)
-      trial_c.target.folds, trial_c.target.fold = c.tune.folds, fold
+      apply(trial_c, tune_, **choice)
+      trial_c.target.folds, trial_c.target.fold = tune_.folds, fold
       directory = workdir / 'tuning' / name
       result = rounds.run(trial_c, directory, mesh, donors=done)
       done.append(directory)
       accuracies.append(result['mean_class_accuracy'])
-    tried.append(
-      {
-        'steps': steps,
-        'learning_rate': rate,
-        'mean_class_accuracy': accuracies,
-      }
-    )
+    rows.append((choice, accuracies))
+    return rows[-1]
 
-  def best():
-    # The first of the largest.
-    return max(tried, key=lambda row: np.mean(row['mean_class_accuracy']))
+  def descend(choice, names):
+    """Tries one setting after the other; returns the best choice."""
+    mine = [trial(choice)]
+    for name in names:
+      choice = _best(mine)
+      mine += [trial(choice | {name: value}) for value in values[name][1:]]
+    return _best(mine)
 
-  first, *others = c.tune.steps
-  for rate in c.tune.learning_rates:
-    trial(first, rate)
-  rate = best()['learning_rate']
-  for steps in others:
-    trial(steps, rate)
-  chosen = {name: best()[name] for name in ('steps', 'learning_rate')}
-  return {'chosen': chosen, 'tried': tried}
+  first = {name: tried[0] for name, tried in values.items()}
+  weight = {'source_weight': weights[0]} if weights else {}
+  choice = descend(first | weight, values)
+  for weight in weights[1:]:
+    if weight:
+      trial(choice | {'source_weight': weight})
+    else:
+      plain = {name: first[name] for name in ('learning_rate', 'steps')}
+      descend(plain | {'source_weight': weight}, plain)
+  return {
+    'chosen': _best(rows),
+    'tried': [
+      choice | {'mean_class_accuracy': accuracies}
+      for choice, accuracies in rows
+    ],
+  }
 
 
-def apply(c, *, steps, learning_rate):
-  """Sets the rate, and the updates of a round so that all make `steps`."""
+def apply(
+  c,
+  tune_,
+  *,
+  steps,
+  learning_rate,
+  initial=None,
+  bank=None,
+  source_weight=None,
+):
+  """Sets what was chosen.
+
+  Args:
+    c: settings of one run, changed in place.
+    tune_: from `room`.
+    steps: updates of all rounds together.
+    learning_rate: of the rounds.
+    initial: K0; the cap on K follows in proportion, and the search goes deep
+      enough for all that may be chosen, so that one serves them all.
+    bank: name of a row of `tune_.banks`.
+    source_weight: of its cross-entropy; 0 = no source.
+  """
   c.train.steps = steps // c.rounds
   c.optim.learning_rate = learning_rate
+  if initial is not None:
+    caps = {
+      k: round(c.budget.maximum * k / c.budget.initial) for k in tune_.initial
+    }
+    c.budget.depth = max(caps.values())
+    c.budget.initial, c.budget.maximum = initial, caps[initial]
+  if bank is not None:
+    _update(c.describe, tune_.banks[bank], f'tune.banks.{bank}')
+  if source_weight:
+    c.train.source_weight = source_weight
+  elif source_weight is not None:
+    c.selection = 'none'
+
+
+def _values(c, arm, own) -> dict:
+  """What is tried of every setting; what an arm sets itself stays."""
+  tune_, set_ = room(c, arm), c.arms[arm].get('set', {})
+  values = {
+    'learning_rate': tuple(tune_.learning_rates),
+    'steps': tuple(tune_.steps),
+  }
+  by_k = own.selection in (*selection.SEARCHED, 'features')
+  if by_k and 'initial' not in set_.get('budget', {}):
+    values['initial'] = tuple(tune_.initial)
+  if own.selection in selection.SEARCHED and 'describe' not in set_:
+    values['bank'] = tuple(tune_.banks)
+  if own.selection != 'none':
+    values['source_weight'] = tuple(tune_.source_weights)
+  return {name: tried for name, tried in values.items() if tried}
+
+
+def _best(rows) -> dict:
+  """The choice that was right most often; see `tune` for equal ones."""
+
+  def worth(row):
+    choice, accuracies = row
+    return np.mean(accuracies), -choice.get('source_weight', 0)
+
+  # The first of the largest.
+  return max(rows, key=worth)[0]
+
+
+def _name(
+  arm, *, steps, learning_rate, initial=None, bank=None, source_weight=None
+):
+  """Of a trial's directory, without the fold."""
+  parts = [arm, str(steps), f'{learning_rate:g}']
+  parts += [f'k{initial}'] * (initial is not None)
+  parts += [bank] * (bank is not None)
+  parts += [f'w{source_weight:g}'] if source_weight is not None else []
+  return '-'.join(parts)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import folders
-from sjft_jax import learn, mesh
+from sjft_jax import evaluate, learn, mesh
 from sjft_jax.data import datasets, pipelines
 from sjft_jax.errors import UserError
 from sjft_jax.models import pretrained, resnet, trunks
@@ -84,6 +84,30 @@ def test_selection_none_never_changes_the_source_head(tmp_path):
   assert not equal(before['trunk'], after['trunk'])
   restored = jax.device_get(learner.restore(tmp_path / 'rounds' / '0'))
   assert equal(restored['params'], after)
+
+
+@pytest.mark.parametrize('source', [True, False])
+def test_a_student_comes_nearer_to_its_teachers(tmp_path, source):
+  learner, before, *teachers = trained(
+    tmp_path, rounds=2, optim__learning_rate=0.05, distill__steps=20
+  )
+  target, pool = images('t', 16), images('s', 24)
+  drawn = candidates(16, 24) if source else None
+  directory = tmp_path / 'distilled'
+  after = learner.distil(before, teachers, target, pool, drawn, directory)
+
+  def answers(variables):
+    return learner.posteriors(variables, target, 'centre', 'asked')
+
+  wanted = evaluate.fuse([answers(teacher) for teacher in teachers])
+  apart = [np.abs(answers(v) - wanted).mean() for v in (before, after)]
+  assert apart[1] < 0.7 * apart[0]
+  after = jax.device_get(after)
+  # Labels of the source are not used, and the teachers stay.
+  heads = [v['params']['source_head'] for v in (before, after)]
+  assert equal(*heads)
+  restored = jax.device_get(learner.restore(directory, distilled=True))
+  assert equal(restored, after)
 
 
 def test_frozen_stages_stay_and_adamw_with_a_cosine_moves_the_rest(tmp_path):

@@ -33,6 +33,7 @@ SETTINGS = {
   'train.source_batch': 4,
   'train.checkpoint_every': 2,
   'rounds': 2,
+  'distill.steps': 3,
   'evaluate.batch': 16,
 }
 
@@ -118,6 +119,7 @@ def test_a_run_leaves_what_the_readme_says(finished):
     'selection/certificate.json',
     'rounds/0/posteriors.npz',
     'rounds/1/budget.csv',
+    'distilled/posteriors.npz',
     'label_suspects.csv',
     'metrics.jsonl',
     'results.json',
@@ -153,7 +155,7 @@ def test_another_setting_is_refused(data, finished):
 
 @pytest.mark.parametrize(
   'reached',
-  ['selection/edges.npz', 'rounds/0/checkpoint/2', 'rounds/1/checkpoint'],
+  ['selection/edges.npz', 'rounds/0/checkpoint/2', 'distilled/checkpoint'],
 )
 def test_killed_and_resumed_equals_uninterrupted(
   data, finished, tmp_path, reached

@@ -26,6 +26,8 @@ from sjft_jax.errors import UserError
     ('train.label_smoothing', 1.0, 'below 1'),
     ('optim.round_factors', (), 'factors'),
     ('evaluate.scales', (1.0, 0.0), 'factors'),
+    ('distill.temperature', 0.0, 'above 0'),
+    ('budget.depth', 999, r'1000 \(budget.maximum\)'),
     ('train.source_batch', 5, r'10 \(train.target_batch\)'),
   ],
 )

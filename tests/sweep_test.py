@@ -169,6 +169,96 @@ def test_no_fold_holds_a_test_image(finished):
   assert not tested & set(test.ids.tolist())
 
 
+def choosing(tmp_path, monkeypatch, right):
+  """(tuning.json's value, settings of all trials); `right` is of settings."""
+  trials = []
+
+  def answer(c, workdir, mesh, donors=()):
+    del mesh, donors
+    assert c.target.folds == 2
+    trials.append((workdir.name, c))
+    return {'mean_class_accuracy': right(c)}
+
+  monkeypatch.setattr(rounds, 'run', answer)
+  c = small()
+  c.budget.initial, c.budget.maximum = 10, 40
+  c.tune.initial = (10, 5, 15)
+  with c.unlocked():
+    c.tune.banks = dict(coarse=dict(bins=4), fine=dict(bins=16))
+  c.tune.source_weights = (1.0, 0.3, 0.0)
+  own = arms.settings_of(c, 'picked', 0)
+  tuning.check(c, 'picked', own)
+  found = tuning.tune(c, 'picked', own, tmp_path, None, [])
+  return c, found, trials
+
+
+def test_one_setting_after_the_other_is_tried(tmp_path, monkeypatch):
+  def right(c):
+    wanted = (c.budget.initial == 15) + (c.describe.bins == 16)
+    return 0.1 * wanted + 0.05 * (c.train.source_weight == 0.3)
+
+  c, found, trials = choosing(tmp_path, monkeypatch, right)
+  assert found['chosen'] == {
+    'learning_rate': 0.1,
+    'steps': 2,
+    'initial': 15,
+    'bank': 'fine',
+    'source_weight': 0.3,
+  }
+  # 1 + 1 rate + 1 length + 2 K0 + 1 bank + 1 weight, and 3 without a source.
+  assert len(found['tried']) == 10
+  assert len({name for name, _ in trials}) == len(trials) == 20
+  for _, own in trials:
+    if own.selection != 'none':
+      assert own.budget.maximum == 4 * own.budget.initial
+      assert own.budget.depth == 60
+  chosen = arms.settings_of(c, 'picked', 3, {'picked': found})
+  assert (chosen.budget.initial, chosen.describe.bins) == (15, 16)
+  assert (chosen.train.source_weight, chosen.seed) == (0.3, 3)
+
+
+def test_a_source_that_hurts_is_dropped(tmp_path, monkeypatch):
+  def right(c):
+    return 0.5 + 0.1 * (c.selection == 'none') * c.optim.learning_rate
+
+  c, found, _ = choosing(tmp_path, monkeypatch, right)
+  # The best rate without a source is found anew.
+  assert found['chosen'] == {
+    'learning_rate': 0.1,
+    'steps': 2,
+    'source_weight': 0.0,
+  }
+  chosen = arms.settings_of(c, 'picked', 0, {'picked': found})
+  assert chosen.selection == 'none'
+  plain = arms.settings_of(c, 'plain', 0)
+  assert chosen.train.source_weight == plain.train.source_weight
+
+
+def test_of_equals_the_source_weighs_least(tmp_path, monkeypatch):
+  _, found, _ = choosing(tmp_path, monkeypatch, lambda c: 0.5)
+  assert found['chosen']['source_weight'] == 0
+
+
+def test_what_an_arm_sets_is_not_tried(tmp_path, monkeypatch):
+  c = small()
+  c.tune.initial = (10, 5)
+  with c.unlocked():
+    c.tune.banks = dict(coarse=dict(bins=4))
+  c.arms.picked = ConfigDict(
+    dict(title='', set=dict(budget=dict(initial=7), describe=dict(bins=9)))
+  )
+  names = []
+
+  def answer(c, workdir, mesh, donors=()):
+    names.append((c.budget.initial, c.describe.bins))
+    return {'mean_class_accuracy': 0.5}
+
+  monkeypatch.setattr(rounds, 'run', answer)
+  own = arms.settings_of(c, 'picked', 0)
+  tuning.tune(c, 'picked', own, tmp_path, None, [])
+  assert set(names) == {(7, 9)}
+
+
 def test_a_killed_sweep_does_no_finished_run_again(tmp_path, capsys):
   c, workdir = small(), tmp_path / 'sweep'
   devices = mesh.make(jax.devices()[:1])
@@ -201,12 +291,21 @@ def test_a_killed_sweep_does_no_finished_run_again(tmp_path, capsys):
     ({'arms.both.average': ('best',)}, r'trained \(plain, picked\), not best'),
     ({'arms.both.average': ('both',)}, r'trained \(plain, picked\), not both'),
     ({'arms.both.average': ()}, 'not none'),
+    ({'arms.both.distilled': True}, 'distill.steps above 0 in picked'),
     ({'tune.folds': 1}, 'folds >= 2'),
     ({'tune.learning_rates': ()}, 'values of learning_rates'),
     ({'tune.steps': (1,)}, 'train.steps must be at least 1'),
     ({'tune.learning_rates': (0.0,)}, 'learning_rate must be above 0'),
     ({'optim.warmup': 1}, 'optim.warmup must be below 1'),
     ({'optim.schedule': 'step'}, 'schedule=cosine'),
+    ({'tune.source_weights': (0.3, 1.0)}, 'must fall'),
+    ({'tune.source_weights': (0.0,)}, 'must fall'),
+    ({'tune.source_weights': (1.0, -0.1)}, 'must fall'),
+    ({'tune.initial': (0,)}, 'numbers of neighbours'),
+    ({'tune.banks': {'a/b': {}}}, 'letters and digits'),
+    ({'tune.banks': {'a': {'bins': 1}}}, 'bins must be at least 2'),
+    ({'tune.banks': {'a': {'beans': 9}}}, 'tune.banks.a names beans'),
+    ({'arms.picked.tune': {'faults': 2}}, 'picked.tune names faults'),
   ],
 )
 def test_arms_that_make_no_sense_are_refused(changes, said):
@@ -219,7 +318,7 @@ def test_arms_that_make_no_sense_are_refused(changes, said):
 def test_rounds_share_the_updates():
   c = small()
   c.rounds = 5
-  tuning.apply(c, steps=23, learning_rate=0.5)
+  tuning.apply(c, c.tune, steps=23, learning_rate=0.5)
   assert (c.train.steps, c.optim.learning_rate) == (4, 0.5)
 
 

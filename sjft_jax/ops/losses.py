@@ -33,6 +33,41 @@ def cross_entropy(
   return total / max(len(label_n), 1)
 
 
+def soft_cross_entropy(
+  logits_nc: jax.Array, probability_nc: jax.Array, temperature: float
+) -> jax.Array:
+  """Mean cross-entropy towards a teacher's probabilities, both softened.
+
+  L = -T^2/n sum_i <q_i, log softmax(logits_i / T)>, q ~ p^(1/T)
+
+  which is the softmax of the teacher's logits divided by T, whatever those
+  were; T^2 keeps gradients of one size.
+
+  Args:
+    logits_nc: float [n, c].
+    probability_nc: p of the teacher, float [n, c].
+    temperature: T, above 0.
+
+  Returns:
+    Nats, scalar; 0 over no examples.
+
+  Raises:
+    ValueError: if the shapes differ.
+
+  Source: Hinton et al., 2015, arXiv 1503.02531, section 2.
+  """
+  if logits_nc.shape != probability_nc.shape:
+    raise ValueError(
+      f'A probability a logit: {logits_nc.shape=}, {probability_nc.shape=}.'
+    )
+  tiny = jnp.finfo(probability_nc.dtype).tiny
+  log_nc = jnp.log(jnp.maximum(probability_nc, tiny))
+  soft_nc = jax.nn.softmax(log_nc / temperature)
+  answer_nc = jax.nn.log_softmax(logits_nc / temperature)
+  total = -(soft_nc * answer_nc).sum()
+  return temperature**2 * total / max(len(logits_nc), 1)
+
+
 def joint(
   target_logits_tc: jax.Array,
   target_label_t: jax.Array,

@@ -149,15 +149,20 @@ def figures(workdir, arms) -> Iterator[dict | None]:
 
 def tuning_table(tuning, arms) -> list[list[str]]:
   """Head and rows: what every arm was tried with, and what was chosen."""
-  rows = [['Arm', 'Learning rate', 'Updates', 'Right on folds, %', 'Chosen']]
+  head = ['Arm', 'Learning rate', 'Updates', 'K0', 'Bank', 'Source weight']
+  rows = [[*head, 'Right on folds, %', 'Chosen']]
   for arm, found in tuning.items():
     for tried in found['tried']:
-      chosen = all(tried[k] == v for k, v in found['chosen'].items())
+      chosen = all(tried.get(k) == v for k, v in found['chosen'].items())
+      weight = tried.get('source_weight')
       rows.append(
         [
           arms[arm]['title'],
           f'{tried["learning_rate"]:g}',
           wording.count(tried['steps']),
+          wording.count(tried.get('initial')),
+          tried.get('bank', '-'),
+          '-' if weight is None else f'{weight:g}',
           wording.percent(np.mean(tried['mean_class_accuracy'])),
           'yes' if chosen else '-',
         ]

@@ -99,6 +99,9 @@ def _facts(results, data, lent) -> list[tuple[str, str]]:
   if results.get('fused') and len(rounds) > 1:
     value = wording.percent(results['fused']['mean_class_accuracy'])
     facts.append((f'{value} %', 'mean class accuracy, rounds fused'))
+  if results.get('distilled'):
+    value = wording.percent(results['distilled']['mean_class_accuracy'])
+    facts.append((f'{value} %', 'mean class accuracy, distilled into one'))
   if 'target' in data:
     classes = len(data['target']['classes'])
     label = f'labelled target images of {classes} classes'

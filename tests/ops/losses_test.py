@@ -30,6 +30,23 @@ def test_joint_is_the_weighted_sum_in_float64(weights, scale):
   np.testing.assert_allclose(found, [np.dot(weights, parts), *parts], rtol=1e-5)
 
 
+def test_a_softened_teacher_is_one_of_softened_logits():
+  (logits, _), (teacher, _) = draw(6, 4, 3), draw(6, 4, 4)
+  probability = float64(teacher, np.zeros(6, int))[1]
+
+  def soft(x):
+    e = np.exp(np.asarray(x, np.float64) / 3)
+    return e / e.sum(axis=1, keepdims=True)
+
+  expected = -9 * (soft(teacher) * np.log(soft(logits))).sum(axis=1).mean()
+  found = losses.soft_cross_entropy(
+    jnp.asarray(logits), jnp.asarray(probability, jnp.float32), 3.0
+  )
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  with pytest.raises(ValueError, match='A probability a logit'):
+    losses.soft_cross_entropy(jnp.zeros((2, 3)), jnp.zeros((2, 4)), 1.0)
+
+
 def test_smoothing_spreads_a_part_of_the_label():
   logits, label = draw(6, 4, 3)
   smooth = 0.7 * np.eye(4)[label] + 0.3 / 4

@@ -114,7 +114,12 @@ def make_run(
       'settings': {
         'selection': selection,
         'seed': 0,
-        'budget': {'initial': k, 'images': 0, 'least_per_class': 1},
+        'budget': {
+          'initial': k,
+          'maximum': depth,
+          'images': 0,
+          'least_per_class': 1,
+        },
       }
     },
   )
@@ -661,8 +666,8 @@ def test_what_was_tried_is_listed_and_the_choice_marked():
     {'a': {'chosen': chosen, 'tried': tried}}, {'a': {'title': 'A'}}
   )
   assert table[1:] == [
-    ['A', '0.01', '1,500', '45.0', 'yes'],
-    ['A', '0.01', '3,000', '35.0', '-'],
+    ['A', '0.01', '1,500', '-', '-', '-', '45.0', 'yes'],
+    ['A', '0.01', '3,000', '-', '-', '-', '35.0', '-'],
   ]
 
 

@@ -296,7 +296,7 @@ def training(args):
       )
       weights = learner.start(pool, workdir / 'pretrain')
       with contextlib.redirect_stderr(io.StringIO()):
-        learner.fine_tune(weights, train, pool, drawn, 0, workdir / '0')
+        learner.fine_tune(weights, train, pool, drawn, None, 0, workdir / '0')
     # From the third batch on: the first fills the threads' buffers.
     spent[name] = waits[-1][1] - waits[2][0]
     blocked = sum(stop - begin for begin, stop in waits[3:])

@@ -74,6 +74,18 @@ def read_json(path):
   return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
 
 
+def read_bytes(path) -> bytes:
+  """The bytes of a file.
+
+  Raises:
+    UserError: if it cannot be read.
+  """
+  try:
+    return pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error.strerror}.') from error
+
+
 def digest(path) -> str:
   """SHA-256 of a file, in hex.
 

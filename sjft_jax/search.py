@@ -28,9 +28,10 @@ from sjft_jax.tables import Table
 _SHARD_NUMBERS = 2**26
 _SHARD_LEAST = 2**12
 # A float64 distance takes the time of about this many in the products over
-# all bins, and few directions leave two or three times as many pairs open: they
-# pay where the neighbours are a small enough part of the source.
-_EXACT_COST = 16
+# all bins (19 to 23 of float32, at 1,536 and at 35,200 bins), and few
+# directions leave two or three times as many pairs open: they pay where the
+# neighbours are a small enough part of the source.
+_EXACT_COST = 20
 # And finding the directions takes as long as screening this many images.
 _DIRECTIONS_COST = 2**17
 # A shard is also what is done again after a kill.

@@ -12,7 +12,6 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 from configs import folders
 from sjft_jax import (
@@ -28,6 +27,7 @@ from sjft_jax import (
 from sjft_jax.data import datasets, pipelines
 from sjft_jax.errors import UserError
 from sjft_jax.models import resnet, trunks
+from tests import digits
 from tests.described import Describer, Stream, counts
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -294,20 +294,8 @@ def drawn(directory, step, count):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  root, digits = tmp_path_factory.mktemp('data'), load_digits()
-  for part, start_, stop in (
-    ('train', 0, 40),
-    ('test', 40, 80),
-    ('source', 80, 160),
-  ):
-    for i in range(start_, stop):
-      if part == 'source' or digits.target[i] < 4:
-        folder = root / part / f'digit {digits.target[i]}'
-        folder.mkdir(parents=True, exist_ok=True)
-        image = (digits.images[i] * 255 / 16).astype(np.uint8)
-        cv2.imwrite(str(folder / f'{i:03d}.png'), image)
-  (root / 'source' / 'digit 1' / 'broken.png').write_bytes(b'not an image')
-  return root
+  root = tmp_path_factory.mktemp('data')
+  return digits.write(root, train=(0, 40), test=(40, 80), source=(80, 160))
 
 
 @pytest.fixture(scope='module')

@@ -12,7 +12,8 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from sklearn.datasets import load_digits
+
+from tests import digits
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = {
@@ -71,25 +72,9 @@ def run(data, workdir, **changes):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  """Digits as image folders: 8 train, 12 test, 40 source images."""
-  import cv2
-
+  """8 train, 12 test, 40 source images."""
   root = tmp_path_factory.mktemp('data')
-  digits = load_digits()
-  for part, start, stop in (
-    ('train', 0, 20),
-    ('test', 20, 50),
-    ('source', 50, 110),
-  ):
-    for i in range(start, stop):
-      if part != 'source' and digits.target[i] > 3:
-        continue
-      folder = root / part / f'digit {digits.target[i]}'
-      folder.mkdir(parents=True, exist_ok=True)
-      image = (digits.images[i] * 255 / 16).astype(np.uint8)
-      cv2.imwrite(str(folder / f'{i:03d}.png'), image)
-  (root / 'source' / 'digit 1' / 'broken.png').write_bytes(b'not an image')
-  return root
+  return digits.write(root, train=(0, 20), test=(20, 50), source=(50, 110))
 
 
 @pytest.fixture(scope='module')

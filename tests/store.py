@@ -5,6 +5,7 @@ all, there is no appending and no renaming, and a directory is there as long as
 an object lies below it. Several processes may share it.
 """
 
+import io
 import os
 import pathlib
 import urllib.parse
@@ -50,7 +51,7 @@ class Store(fsspec.AbstractFileSystem):
 
   def _open(self, path, mode='rb', **kwargs):
     if mode == 'rb':
-      return open(self._file(self._strip_protocol(path)), 'rb')
+      return io.BytesIO(self._file(self._strip_protocol(path)).read_bytes())
     raise NotImplementedError(f'{mode}: objects are put whole.')
 
   def put_file(self, lpath, rpath, **kwargs):

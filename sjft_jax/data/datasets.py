@@ -2,8 +2,9 @@
 
 A set is described by a plain mapping: `kind` folder, packaged or tfds, and the
 fields in FIELDS. A folder may also lie in a zip or tar archive, or be listed in
-a csv file, and all of these on a disk or in a store. The target has a `train` and a `test` part; the source pool is any
-number of named sets whose classes are laid side by side.
+a csv file, and all of these on a disk or in a store. The target has a `train`
+and a `test` part; the source pool is any number of named sets whose classes are
+laid side by side.
 """
 
 import csv

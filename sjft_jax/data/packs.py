@@ -2,8 +2,8 @@
 
 Nothing is unpacked to disk. A zip and a plain tar give any member at once; a
 tar.gz is read through once when it is opened, and from then on at points kept
-every 256 kB (32 kB of memory each). The list of a zip lies at its end; to list a
-tar in a store is to read all of it.
+every 256 kB (32 kB of memory each). In a store a zip is the better choice: it
+has a list at its end, a tar is read through to be listed.
 """
 
 import dataclasses
@@ -113,7 +113,7 @@ def _zip(path, setting):
   with path.open('rb') as file, zipfile.ZipFile(file) as archive:
     infos, end = archive.infolist(), archive.start_dir
   # A member ends where the next begins, whatever it says of itself.
-  ends = sorted(info.header_offset for info in infos)[1:] + [end]
+  ends = [*sorted(info.header_offset for info in infos)[1:], end]
   places = sorted(infos, key=lambda info: info.header_offset)
   members = []
   for info, end in zip(places, ends, strict=True):

@@ -30,8 +30,7 @@ class Checkpoints:
 
   def __init__(self, directory: str | pathlib.PurePath, *, keep: int = 1):
     directory = paths.path(directory)
-    self._packed, own = None, None
-    here = pathlib.Path(directory)
+    self._packed, here, own = None, directory, None
     if paths.in_store(directory):
       self._packed = packed.Packed(directory, keep=keep)
       here = self._packed.here

@@ -142,7 +142,7 @@ def _folder(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
   if not root.is_dir():
     what = 'is not a folder' if root.exists() else 'does not exist'
     raise errors.UserError(f'{need}; {part} {what}: correct the path.')
-  folders, loose, sizes = (_stored if paths.in_store(root) else _walked)(root)
+  folders, loose, rows = (_stored if paths.in_store(root) else _walked)(root)
   if loose:
     raise errors.UserError(
       f'{need}; images lie directly in {part} ({_legible(loose[0])}, in all'
@@ -152,14 +152,13 @@ def _folder(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
     raise errors.UserError(
       f'{need}; {part} holds no folder: make one per class, named after it.'
     )
-  label_of = {name: label for label, name in enumerate(folders)}
-  names = sorted(sizes, key=lambda name: (name.partition(os.sep)[0], name))
+  names = [name for _, name, _ in rows]
   read = paths.reader(root)
   return _dataset(
     classes=map(_legible, folders),
     ids=[_legible(name.replace(os.sep, '/')) for name in names],
-    labels=[label_of[name.partition(os.sep)[0]] for name in names],
-    sizes=[sizes[name] for name in names],
+    labels=[label for label, _, _ in rows],
+    sizes=[size for _, _, size in rows],
     read=lambda i: read(names[i]),
   )
 
@@ -171,28 +170,30 @@ def _root(text):
 
 
 def _walked(root):
-  """(class folders, images that lie in none, {name: bytes}) of a disk."""
+  """(class folders, images in none, (label, name, bytes)s) of a disk."""
   entries = sorted(e for e in os.listdir(root) if not e.startswith('.'))
   folders = [e for e in entries if os.path.isdir(os.path.join(root, e))]
   loose = [e for e in entries if _is_image(e) and e not in folders]
-  found = {}
-  for folder in folders if not loose else ():
-    for path in _images(os.path.join(root, folder)):
-      found[os.path.relpath(path, root)] = _size(path)
-  return folders, loose, found
+  rows = [
+    (label, os.path.relpath(path, root), _size(path))
+    for label, folder in enumerate(folders if not loose else ())
+    for path in sorted(_images(os.path.join(root, folder)))
+  ]
+  return folders, loose, rows
 
 
 def _stored(root):
   """What `_walked` returns, of a store: one listing, no question per image."""
-  seen = [(name, size) for name, size in paths.below(root) if not _hidden(name)]
+  seen = [row for row in paths.below(root) if not _hidden(row[0])]
   folders = sorted({name.partition('/')[0] for name, _ in seen if '/' in name})
   loose = [name for name, _ in seen if '/' not in name and _is_image(name)]
-  found = {
-    name: size
+  label_of = {name: label for label, name in enumerate(folders)}
+  rows = [
+    (label_of[name.partition('/')[0]], name, size)
     for name, size in seen
     if '/' in name and _is_image(name.rpartition('/')[2])
-  }
-  return folders, loose, found
+  ]
+  return folders, loose, sorted(rows)
 
 
 def _packed(path, inside: str, setting: str) -> Dataset:

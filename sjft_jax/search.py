@@ -11,12 +11,10 @@ processes change a bit of it; nothing of the size of the source is held.
 """
 
 import dataclasses
-import pathlib
-import shutil
 
 import numpy as np
 
-from sjft_jax import exact, files, processes, progress, streams
+from sjft_jax import exact, files, paths, processes, progress, streams
 from sjft_jax import mesh as meshes
 from sjft_jax.ops import screen as kernels
 from sjft_jax.screen import Screen
@@ -180,7 +178,7 @@ def clear(directory):
   """Removes finished shards, once every process has read them."""
   processes.meet()
   if processes.first():
-    shutil.rmtree(directory, ignore_errors=True)
+    paths.remove_tree(paths.path(directory))
 
 
 class _Shards:
@@ -191,7 +189,7 @@ class _Shards:
   """
 
   def __init__(self, directory, grid, share):
-    self._directory = directory and pathlib.Path(directory)
+    self._directory = directory and paths.path(directory)
     self.ranges = grid
     if self._directory:
       path = self._directory / 'shards.json'
@@ -216,7 +214,10 @@ class _Shards:
         np.savez(file, **pairs, **rest)
 
   def load(self, shard):
-    with np.load(self._path(shard), allow_pickle=False) as stored:
+    with (
+      files.opened(self._path(shard)) as file,
+      np.load(file, allow_pickle=False) as stored,
+    ):
       value = {k: v if v.ndim else v.item() for k, v in stored.items()}
     pairs = tuple(value.pop(name) for name in ('row', 'index', 'distance'))
     return value | {'pairs': pairs}

@@ -152,8 +152,11 @@ def _averaged(c, arm, seed, workdir):
     if spec.get('distilled'):
       folders = [directory / rounds.DISTILLED]
     for folder in folders if spec.get('all_rounds') else folders[-1:]:
-      with np.load(folder / 'posteriors.npz') as file:
-        found.append({k: file[k] for k in file if k.startswith('test_')})
+      with (
+        files.opened(folder / 'posteriors.npz') as file,
+        np.load(file) as kept,
+      ):
+        found.append({k: kept[k] for k in kept if k.startswith('test_')})
   if any((f['test_id'] != found[0]['test_id']).any() for f in found):
     raise UserError(
       f'arms.{arm}.average needs arms of one test set; those of '

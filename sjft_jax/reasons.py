@@ -5,11 +5,9 @@ the mean over source images spread evenly over the pool. Left beside the search,
 for the page to show.
 """
 
-import pathlib
-
 import numpy as np
 
-from sjft_jax import describe, files, streams, tables
+from sjft_jax import describe, files, paths, streams, tables
 
 NAME = 'reasons.json'
 TARGETS = 3
@@ -66,7 +64,7 @@ def stage(c, target, source, directory, mesh):
     directory: of the search.
     mesh: this process's devices.
   """
-  directory = pathlib.Path(directory)
+  directory = paths.path(directory)
   if (directory / NAME).exists():
     return
   found = tables.read(directory / 'neighbours.parquet', target.ids, source.ids)

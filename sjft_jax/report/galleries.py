@@ -6,7 +6,7 @@ import functools
 import cv2
 import numpy as np
 
-from sjft_jax import reasons, selection
+from sjft_jax import files, paths, reasons, selection
 from sjft_jax.data import preprocess
 from sjft_jax.report import lending, record, wording
 
@@ -137,9 +137,12 @@ GALLERIES = {
 
 def hardest(path, next_k_q, target) -> dict:
   """The target images with the largest next K, wrong and unsure ones first."""
-  with np.load(path, allow_pickle=False) as file:
+  with (
+    files.opened(path) as file,
+    np.load(file, allow_pickle=False) as stored,
+  ):
     ids, labels, probability = (
-      file[f'train_{name}'] for name in ('id', 'label', 'probability')
+      stored[f'train_{name}'] for name in ('id', 'label', 'probability')
     )
   place = {name: i for i, name in enumerate(target.ids.tolist())}
   index = np.array([place[name] for name in ids.tolist()], int)
@@ -177,7 +180,7 @@ def withheld(workdir, results) -> dict | None:
   rows = record.csv_rows(workdir / 'guard' / 'quarantine.csv')
   pairs = []
   for path in sorted((workdir / 'guard' / 'pairs').glob('*.jpg')):
-    data = base64.b64encode(path.read_bytes()).decode()
+    data = base64.b64encode(paths.read(path)).decode()
     uri = f'data:image/jpeg;base64,{data}'
     pairs.append(rows[int(path.stem)] | {'uri': uri})
   head = ['Round', 'All test images, %', 'Without those in the source, %']

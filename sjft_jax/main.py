@@ -8,6 +8,7 @@ once for each of several processes, which work together.
 import ast
 import contextlib
 import errno
+import functools
 import os
 import signal
 import sys
@@ -64,8 +65,6 @@ def guarded(work, *args) -> int:
     # write the rest when it ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
-  except preemption.Preemption as stop:
-    print(f'sjft_jax: {stop}', file=sys.stderr)
   except KeyboardInterrupt:
     print('\nInterrupted; the same command goes on from here.', file=sys.stderr)
     return 130
@@ -141,9 +140,13 @@ def parse(argv):
 def _work(argv, accept):
   c, workdir = parse(argv)
   accept(c)
-  if _MULTIHOST.value:
-    from sjft_jax import processes
+  from sjft_jax import processes, workdirs
 
+  # Before the processes join, which is a native call already.
+  reached = functools.partial(workdirs.reached, workdir)
+  end = functools.partial(processes.stop, c.processes.shutdown, reached)
+  preemption.watch(processes.sent, end)
+  if _MULTIHOST.value:
     processes.start(
       _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, **c.processes
     )
@@ -166,13 +169,22 @@ def run(argv, accept=lambda c: None) -> int:
   code = 1
   preemption.listen()
   try:
-    code = guarded(_work, argv, accept)
-  except Exception:
-    traceback.print_exc()
+    try:
+      code = guarded(_work, argv, accept)
+    except Exception as error:
+      from sjft_jax import processes
+
+      if preemption.asked() and processes.lost(error):
+        raise preemption.Preemption from error
+      traceback.print_exc()
+    preemption.disarm()
+  except preemption.Preemption as stop:
+    print(f'sjft_jax: {stop}', file=sys.stderr)
+    code = 0
   if flags.FLAGS.is_parsed() and _MULTIHOST.value:
     from sjft_jax import processes
 
-    code = processes.leave(code)
+    processes.leave(code)
   if preemption.asked():
     # Threads may be at work still, on what Python would take down under them.
     sys.stdout.flush()

@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import pathlib
+import re
 import time
 
 import jax
@@ -112,6 +113,50 @@ def _flat(settings, prefix=''):
     else:
       flat[prefix + name] = value
   return flat
+
+
+def reached(workdir) -> str:
+  """What the next start goes on from, in words.
+
+  Args:
+    workdir: of a run; or of a comparison, of which the run begun last counts.
+  """
+  workdir = pathlib.Path(workdir)
+  # Those of a comparison lie two deeper.
+  begun = [
+    (path.stat().st_mtime, path.parent)
+    for path in workdir.glob('*/*/config.json')
+  ]
+  directory = max(begun)[1] if begun else workdir
+  of = f' of {directory.name}' if begun else ''
+  return f'{_reached(directory)}{of}'
+
+
+def _reached(directory):
+  rounds = sorted(
+    (int(path.name) for path in directory.glob('rounds/[0-9]*')), reverse=True
+  )
+  for part, name in (
+    *((f'rounds/{m}', f'round {m}') for m in rounds),
+    ('pretrain', 'pretraining'),
+  ):
+    steps = [
+      int(path.name)
+      for path in directory.glob(f'{part}/checkpoint/*')
+      # What is being written has another name.
+      if re.fullmatch('[0-9]+', path.name)
+    ]
+    if steps:
+      return f'{name}, update {max(steps)}'
+  for path, name in (
+    ('pretrain/trunk.safetensors', 'the pretrained trunk'),
+    ('selection/neighbours.parquet', 'the neighbours'),
+    ('selection/edges.npz', 'the edges'),
+    ('guard/record.json', 'the guard'),
+  ):
+    if (directory / path).exists():
+      return name
+  return 'the beginning'
 
 
 class Clock:

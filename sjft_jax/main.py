@@ -143,9 +143,12 @@ def _work(argv, accept):
   from sjft_jax import processes, workdirs
 
   # Before the processes join, which is a native call already.
-  reached = functools.partial(workdirs.reached, workdir)
-  end = functools.partial(processes.stop, c.processes.shutdown, reached)
-  preemption.watch(processes.sent, end)
+  stop = functools.partial(
+    processes.stop,
+    seconds=c.processes.shutdown,
+    reached=functools.partial(workdirs.reached, workdir),
+  )
+  preemption.watch(processes.sent, stop)
   if _MULTIHOST.value:
     processes.start(
       _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, **c.processes
@@ -166,21 +169,23 @@ def run(argv, accept=lambda c: None) -> int:
     argv: the command line.
     accept: raises a UserError for settings that this command does not take.
   """
-  code = 1
+  code, stopped = 1, None
   preemption.listen()
   try:
-    try:
-      code = guarded(_work, argv, accept)
-    except Exception as error:
-      from sjft_jax import processes
-
-      if preemption.asked() and processes.lost(error):
-        raise preemption.Preemption from error
-      traceback.print_exc()
-    preemption.disarm()
+    code = guarded(_work, argv, accept)
   except preemption.Preemption as stop:
-    print(f'sjft_jax: {stop}', file=sys.stderr)
-    code = 0
+    code, stopped = 0, stop
+  except Exception as error:
+    from sjft_jax import processes
+
+    # What fails because the others had to leave is no fault.
+    if preemption.asked() and processes.lost(error):
+      code, stopped = 0, preemption.Preemption()
+    else:
+      traceback.print_exc()
+  preemption.claim()
+  if stopped:
+    print(f'sjft_jax: {stopped}', file=sys.stderr)
   if flags.FLAGS.is_parsed() and _MULTIHOST.value:
     from sjft_jax import processes
 

@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -211,32 +212,46 @@ def sent() -> bool:
   return False
 
 
-def stop(seconds: float, reached: Callable[[], str]) -> None:
+def stop(free: bool, *, seconds: float, reached: Callable[[], str]) -> None:
   """After SIGTERM: ends this process in time, with code 0.
 
   Called in a thread, because the main one may be deaf for minutes: while it
-  compiles, joins the others or waits for them in a collective. It is given most
-  of the time to end by itself. What is cut off then is what is not yet saved:
-  files are whole or absent, and so are checkpoints, which count once every
-  process has written its part.
+  compiles, joins the others or waits for them in a collective. What is cut off
+  is what is not yet saved: files are whole or absent, and so are checkpoints,
+  which count once every process has written its part.
 
   Args:
+    free: the main thread may be left at once. If not, it has most of the time
+      to end by itself.
     seconds: until all processes are to have ended.
-    reached: the words for what the next start goes on from.
+    reached: returns the words for what the next start goes on from.
   """
   state = distributed.global_state
-  if _joined and state.client:
+  if state.client and not _joined:
+    time.sleep(1)  # It is just now joining the others, or waits for them.
+  if _joined:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       state.client.key_value_set(_STOP, '', allow_overwrite=True)
-  time.sleep(seconds * (_OTHERS_LEAVE if state.process_id else _FIRST_LEAVES))
-  if _leaving is None:
-    # Not by sys.stderr, which the main thread may hold; after a bar's line.
-    os.write(
-      2,
-      '\nsjft_jax: Stopped by SIGTERM in what could not be left before; the '
-      f'same command goes on from {reached()}.\n'.encode(),
-    )
-  _end(_leaving or 0)
+
+  def say():
+    # Not by sys.stderr, which the main thread may hold; below a bar's line.
+    line = f'\nsjft_jax: {preemption.Preemption(reached=reached())}\n'
+    os.write(2, line.encode())
+
+  def end():
+    if _leaving is None:
+      say()
+    _end(_leaving or 0)
+
+  part = _OTHERS_LEAVE if state.process_id else _FIRST_LEAVES
+  timer = threading.Timer(part * seconds, end)
+  timer.daemon = True
+  timer.start()
+  if free:
+    preemption.claim()
+    say()
+    leave(0)
+    _end(0)
 
 
 def lost(error: BaseException) -> bool:

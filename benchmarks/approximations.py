@@ -11,19 +11,24 @@ Compares the K nearest by exact descriptors with those by
 - JPEGs decoded at a part of their size (describe.reduced), which only matters
   where both sides are at least twice --size,
 - the release's binning (describe.binning=caffe),
+- images resized by OpenCV in one step where `preprocess.resize` takes two: the
+  same areas, rounded otherwise; matters where sides are 1 to 2 times --size,
 
 and prints, for K = 10, 100 and 300, the share of the exact neighbours that are
 found again. A random choice would find K / sources of them.
 """
 
 import argparse
+import contextlib
+from unittest import mock
 
+import cv2
 import numpy as np
 
 from configs import default
 from sjft_jax import describe, reuse, search, streams
 from sjft_jax import mesh as meshes
-from sjft_jax.data import datasets
+from sjft_jax.data import datasets, preprocess
 
 FINE = (128, 512, 2048)
 RANKS = (10, 100, 300)
@@ -53,7 +58,11 @@ def main():
     f'{args.bank}, {args.size} pixels, {args.bins} bins, {len(target)} targets,'
     f' {len(source)} source images'
   )
-  tried = {'reduced': {'reduced': True}, 'caffe binning': {'binning': 'caffe'}}
+  tried = {
+    'reduced': {'reduced': True},
+    'caffe binning': {'binning': 'caffe'},
+    'one step': {'one_step': True},
+  }
   if args.bank == 'gabor':
     tried['decimated'] = {'decimate': True}
   tried |= {f'{n} fine bins': {'fine_bins': n} for n in FINE}
@@ -89,6 +98,7 @@ def found(
   binning='paper',
   decimate=False,
   reduced=False,
+  one_step=False,
 ):
   """Positions of the nearest by one kind of descriptor, int [q, k]."""
   c = default.get_config().describe
@@ -97,19 +107,27 @@ def found(
   c.reduced = reduced
   bank = describe.load_bank(c)
   run_on = dict(mesh=meshes.make(), batch=64, threads=0)
-  describer = describe.fit(
-    bank, target, bins=args.bins, binning=binning, **run_on
-  )
-  if fine_bins:
-    fine = reuse.fit_fine(bank, source, bins=fine_bins, **run_on)
-    describer = reuse.snap(describer, fine)
-  result = search.nearest(
-    streams.Described(describer, target),
-    streams.Described(describer, source),
-    k=max(RANKS),
-    mesh=run_on['mesh'],
-  )
+  with contextlib.ExitStack() as stack:
+    if one_step:
+      stack.enter_context(mock.patch.object(preprocess, 'resize', areas))
+    describer = describe.fit(
+      bank, target, bins=args.bins, binning=binning, **run_on
+    )
+    if fine_bins:
+      fine = reuse.fit_fine(bank, source, bins=fine_bins, **run_on)
+      describer = reuse.snap(describer, fine)
+    result = search.nearest(
+      streams.Described(describer, target),
+      streams.Described(describer, source),
+      k=max(RANKS),
+      mesh=run_on['mesh'],
+    )
   return result.table.index_qk
+
+
+def areas(image, size):
+  """OpenCV's average by areas."""
+  return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
 
 
 if __name__ == '__main__':

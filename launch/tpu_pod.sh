@@ -4,8 +4,8 @@
 #
 # Installs this directory on every worker of an existing slice, then gives the
 # one command on all of them. JAX finds coordinator, number and index of the
-# processes in the TPU's metadata. WORKDIR and the images must lie on a file
-# system that all workers mount (Filestore, or Cloud Storage by gcsfuse).
+# processes in the TPU's metadata. WORKDIR and the images must be gs:// paths, or
+# lie on a file system that all workers mount (Filestore, or gcsfuse).
 #
 # The command resumes: after a preemption make the slice anew, of the same or
 # another size, and give it again. A slice is made, for instance, by
@@ -36,7 +36,7 @@ gcloud compute tpus tpu-vm scp "$archive" "$name:sjft.tar.gz" \
 on_all 'set -e
   mkdir -p sjft && tar -xzf sjft.tar.gz -C sjft && cd sjft
   test -x .venv/bin/python || python3 -m venv .venv
-  .venv/bin/python -m pip install --quiet --editable ".[tpu]" \
+  .venv/bin/python -m pip install --quiet --editable ".[cloud,tpu]" \
     --find-links=https://storage.googleapis.com/jax-releases/libtpu_releases.html'
 
 # Quoted once here, since the remote shell reads it again.

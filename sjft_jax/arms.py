@@ -141,8 +141,11 @@ def _averaged(c, arm, seed, workdir):
     folder = _directory(workdir, other, seed) / 'rounds'
     done = sorted(map(int, (path.name for path in folder.glob('[0-9]*'))))
     for m in done if spec.get('all_rounds') else done[-1:]:
-      with np.load(folder / str(m) / 'posteriors.npz') as file:
-        found.append({k: file[k] for k in file if k.startswith('test_')})
+      with (
+        files.opened(folder / str(m) / 'posteriors.npz') as file,
+        np.load(file) as kept,
+      ):
+        found.append({k: kept[k] for k in kept if k.startswith('test_')})
   if any((f['test_id'] != found[0]['test_id']).any() for f in found):
     raise UserError(
       f'arms.{arm}.average needs arms of one test set; those of '

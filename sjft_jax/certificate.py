@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from sjft_jax import files
+from sjft_jax import files, paths
 from sjft_jax.errors import UserError
 from sjft_jax.ops import divergence
 
@@ -27,7 +27,7 @@ def write(directory, *, key, found, describer, target, source):
     target: data set of the target training images.
     source: data set of the source images.
   """
-  directory = pathlib.Path(directory)
+  directory = paths.path(directory)
   seen_s = np.zeros(len(source), np.int64)
   for start, stop in found.shards:
     seen_s[start:stop] += 1
@@ -80,7 +80,7 @@ def read(directory):
   Raises:
     UserError: if one is missing, or a byte of one has changed.
   """
-  directory = pathlib.Path(directory)
+  directory = paths.path(directory)
   path = directory / NAME
   for name in (NAME, *FILES):
     if not (directory / name).exists():

@@ -7,9 +7,11 @@ import shutil
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from sjft_jax import processes
+from sjft_jax import packed, paths, processes
 from sjft_jax.errors import UserError
 
 
@@ -19,20 +21,33 @@ class Checkpoints:
   Processes that work together share them: each writes what its devices hold,
   and another number of processes can go on. Saving goes on in the background
   and leaves a checkpoint that is whole or absent. Leaving the context waits for
-  it.
+  it. In a store, one process writes all of them, each as one object.
 
   Args:
     directory: made if needed.
     keep: how many of the last checkpoints stay.
   """
 
-  def __init__(self, directory: str | pathlib.Path, *, keep: int = 1):
+  def __init__(self, directory: str | pathlib.PurePath, *, keep: int = 1):
+    directory = paths.path(directory)
+    self._packed, here, own = None, directory, None
+    if paths.in_store(directory):
+      self._packed = packed.Packed(directory, keep=keep)
+      here = self._packed.here
+      own = jax.process_index()
     self._manager = ocp.CheckpointManager(
-      pathlib.Path(directory).absolute(),
+      here.absolute(),
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep,
+        create=own is None,
         cleanup_tmp_directories=True,
-        enable_async_checkpointing=True,
+        # What is put into a store in the background must be whole before.
+        enable_async_checkpointing=own is None,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          primary_host=own or 0,
+          active_processes=None if own is None else {own},
+          barrier_sync_key_prefix=None if own is None else f'own{own}',
+        ),
       ),
       item_names=('state', 'meta'),
     )
@@ -41,13 +56,17 @@ class Checkpoints:
     return self
 
   def __exit__(self, *exception):
-    with self._needing_room():
-      self._manager.close()
+    with contextlib.ExitStack() as stack:
+      if self._packed:
+        stack.enter_context(contextlib.closing(self._packed))
+      with self._needing_room():
+        self._manager.close()
 
   @property
   def step(self) -> int | None:
     """The step of the latest checkpoint, or None; asked by all processes."""
-    return processes.told(self._manager.latest_step)
+    where = self._packed or self._manager
+    return processes.told(where.latest_step)
 
   def save(self, step: int, state: Any, meta: dict) -> None:
     """Saves in the background; the state may be donated at once.
@@ -67,7 +86,13 @@ class Checkpoints:
       raise ValueError(f'Steps grow: {step=} after {last=}.')
     # Asked first: the writers' many threads fail with a traceback each.
     need = 1.1 * sum(x.nbytes for x in jax.tree.leaves(state)) + 2**20
+    if self._packed:
+      need *= 3  # the one before, this one, and this one packed
+      state = jax.tree.map(_whole, state)
+      self._packed.wait()
     processes.told(functools.partial(self._ask_for_room, need))
+    if self._packed and not processes.first():
+      return
     with self._needing_room():
       self._manager.save(
         step,
@@ -75,6 +100,8 @@ class Checkpoints:
           state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
         ),
       )
+    if self._packed:
+      self._packed.send(step)
 
   def restore(self, state: Any) -> tuple[Any, dict]:
     """Reads the latest checkpoint.
@@ -92,6 +119,9 @@ class Checkpoints:
     step = self.step
     if step is None:
       raise ValueError(f'No checkpoint in {self._manager.directory}.')
+    if self._packed:
+      self._packed.fetch(step)
+      self._manager.reload()
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
@@ -124,3 +154,10 @@ class Checkpoints:
       f'{self._manager.directory}, the one before is whole. Make room and '
       'give the same command again.'
     )
+
+
+def _whole(x):
+  """An array as NumPy, whole in every process."""
+  if x.is_fully_replicated:
+    return np.asarray(x.addressable_data(0))
+  return np.asarray(multihost_utils.process_allgather(x, tiled=True))

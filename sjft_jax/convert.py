@@ -16,11 +16,9 @@ obeyed wherever they are used, and where they came from.
 
 import argparse
 import dataclasses
-import hashlib
-import pathlib
 import sys
 
-from sjft_jax import main, translate
+from sjft_jax import files, main, paths, translate
 from sjft_jax.errors import UserError
 from sjft_jax.formats import caffe_file, npz_file, torch_file
 from sjft_jax.models import weight_files
@@ -77,7 +75,8 @@ def convert(kind: str, path: str) -> weight_files.Weights:
     UserError: if the file is not of that kind, or of no network known here.
   """
   reader, networks = SOURCES[kind]
-  tensors = reader(path)
+  with files.on_disk(path) as found:
+    tensors = reader(found)
   translations = [made for name, made in networks if name in tensors]
   if not translations:
     raise UserError(
@@ -88,9 +87,10 @@ def convert(kind: str, path: str) -> weight_files.Weights:
     weights = translations[0](tensors)
   except UserError as error:
     raise UserError(f'{path}: {error}') from error
-  with open(path, 'rb') as file:
-    digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  origin = {'source': pathlib.Path(path).name, 'source_sha256': digest}
+  origin = {
+    'source': paths.path(path).name,
+    'source_sha256': files.digest(path),
+  }
   return dataclasses.replace(weights, origin=origin)
 
 

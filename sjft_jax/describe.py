@@ -382,7 +382,10 @@ def fit(
 
 def load(path, bank, *, mesh, batch, threads) -> Describer:
   """The describer whose edges `save` wrote."""
-  with np.load(path, allow_pickle=False) as stored:
+  with (
+    files.opened(path) as file,
+    np.load(file, allow_pickle=False) as stored,
+  ):
     return Describer(
       bank=bank,
       edges_cb=stored['edges'],

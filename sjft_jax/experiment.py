@@ -1,8 +1,14 @@
 """What a config asks for: one run, or a comparison of arms."""
 
-import pathlib
-
-from sjft_jax import arms, files, processes, rounds, settings, workdirs
+from sjft_jax import (
+  arms,
+  files,
+  paths,
+  processes,
+  rounds,
+  settings,
+  workdirs,
+)
 from sjft_jax.data import datasets
 from sjft_jax.report import pages, summary
 
@@ -18,7 +24,7 @@ def run(c, workdir, mesh):
   Raises:
     UserError: for settings that make no sense.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = paths.path(workdir)
   settings.check(c)
   if c.arms:
     arms.check(c)

@@ -9,13 +9,12 @@ most; ids are those of neighbours.parquet.
 
 import argparse
 import csv
-import pathlib
 import sys
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from sjft_jax import files, main, mesh, retrieval, streams
+from sjft_jax import files, main, mesh, paths, retrieval, streams
 from sjft_jax.data import preprocess
 from sjft_jax.errors import UserError
 
@@ -179,7 +178,7 @@ def _work(argv):
   parser.add_argument('target', metavar='TARGET_ID')
   parser.add_argument('source', metavar='SOURCE_ID')
   args = parser.parse_args(argv[1:])
-  out = args.out or str(pathlib.Path(args.workdir) / 'explain' / 'pair')
+  out = args.out or str(paths.path(args.workdir) / 'explain' / 'pair')
   explain(args.workdir, args.target, args.source, out, args.top)
 
 

@@ -28,7 +28,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
-from sjft_jax import files, main, progress
+from sjft_jax import files, main, paths, progress
 from sjft_jax.data import datasets, preprocess
 from sjft_jax.errors import UserError
 
@@ -77,7 +77,7 @@ def load(workdir, k: int = 0) -> Selection:
   Raises:
     UserError: if there is no selection, or its images have changed.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = paths.path(workdir)
   path = workdir / 'selection' / 'neighbours.parquet'
   if not (workdir / 'selection' / 'certificate.json').exists():
     raise UserError(
@@ -99,7 +99,8 @@ def load(workdir, k: int = 0) -> Selection:
         f'The {name} images are not the ones that the run in {workdir} began '
         'with. Restore them.'
       )
-  pairs = pq.read_table(path)
+  with files.opened(path) as file:
+    pairs = pq.read_table(file)
   if k:
     pairs = pairs.filter(pc.less(pairs['rank'], k))
   columns = {}
@@ -121,22 +122,22 @@ def load(workdir, k: int = 0) -> Selection:
   )
 
 
-def to_csv(selection: Selection, out: pathlib.Path) -> None:
+def to_csv(selection: Selection, out: pathlib.PurePath) -> None:
   """Writes the pairs as csv; distances with all their digits."""
   with files.replacing(out) as file:
     pyarrow.csv.write_csv(selection.pairs, file)
 
 
-def to_parquet(selection: Selection, out: pathlib.Path) -> None:
+def to_parquet(selection: Selection, out: pathlib.PurePath) -> None:
   """Writes the pairs as one parquet file."""
   with files.replacing(out) as file:
     pq.write_table(selection.pairs, file)
 
 
-def to_folder(selection: Selection, out: pathlib.Path) -> None:
+def to_folder(selection: Selection, out: pathlib.PurePath) -> None:
   """Writes the images by class, images.csv and pairs.csv."""
   pool, used = selection.pool, set()
-  with files.building(out) as beside:
+  with files.building(out, 'pairs.csv') as beside:
     beside.mkdir()
     folders = _distinct(map(_safe, pool.classes))
     with files.replacing(beside / 'images.csv', 'w') as file:
@@ -154,14 +155,17 @@ def to_folder(selection: Selection, out: pathlib.Path) -> None:
     to_csv(selection, beside / 'pairs.csv')
 
 
-def to_tar(selection: Selection, out: pathlib.Path) -> None:
+def to_tar(selection: Selection, out: pathlib.PurePath) -> None:
   """Writes WebDataset shards of at most SHARD images into a directory."""
   pool = selection.pool
-  with files.building(out) as beside:
+  names = [
+    f'{shard:06d}.tar' for shard in range(-(-len(selection.index) // SHARD))
+  ]
+  with files.building(out, names[-1]) as beside:
     beside.mkdir()
     samples = _samples(selection)
-    for shard in range(-(-len(selection.index) // SHARD)):
-      with tarfile.open(beside / f'{shard:06d}.tar', 'w') as tar:
+    for shard, tar_name in enumerate(names):
+      with tarfile.open(beside / tar_name, 'w') as tar:
         for n, (i, data, pairs) in enumerate(itertools.islice(samples, SHARD)):
           label = int(pool.labels[i])
           description = {
@@ -177,7 +181,7 @@ def to_tar(selection: Selection, out: pathlib.Path) -> None:
           _add(tar, f'{name}.json', text)
 
 
-def to_tfds(selection: Selection, out: pathlib.Path) -> None:
+def to_tfds(selection: Selection, out: pathlib.PurePath) -> None:
   """Writes a directory for `tfds.builder_from_directory(...).as_data_source`.
 
   Raises:
@@ -222,7 +226,7 @@ def to_tfds(selection: Selection, out: pathlib.Path) -> None:
     }
     for i, data, pairs in _samples(selection)
   )
-  with files.building(out) as beside:
+  with files.building(out, 'dataset_info.json') as beside:
     beside.mkdir()
     info = recorded.write_split(
       beside, 'selection', 'train', features, examples, len(selection.index)
@@ -239,7 +243,7 @@ def to_tfds(selection: Selection, out: pathlib.Path) -> None:
     )
 
 
-FORMATS: dict[str, Callable[[Selection, pathlib.Path], None]] = {
+FORMATS: dict[str, Callable[[Selection, pathlib.PurePath], None]] = {
   'folder': to_folder,
   'csv': to_csv,
   'parquet': to_parquet,
@@ -318,7 +322,7 @@ def _work(argv):
   parser.add_argument(
     '--k', type=int, default=0, help='neighbours per target image; 0 = all'
   )
-  parser.add_argument('out', metavar='OUT', type=pathlib.Path)
+  parser.add_argument('out', metavar='OUT', type=paths.path)
   args = parser.parse_args(argv[1:])
   if args.k < 0:
     raise UserError(f'--k is at least 0, not {args.k}.')

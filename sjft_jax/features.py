@@ -5,13 +5,10 @@ decides what is alike. Exact: features are rounded to whole numbers, so that
 distances are sums of whole numbers, whatever the blocks and the devices.
 """
 
-import pathlib
-import shutil
-
 import jax
 import numpy as np
 
-from sjft_jax import files, processes, progress, tables, train
+from sjft_jax import files, paths, processes, progress, tables, train
 from sjft_jax import mesh as meshes
 from sjft_jax.data import pipelines
 from sjft_jax.models import pretrained, trunks, two_heads, weight_files
@@ -44,17 +41,17 @@ def find(c, target, source, directory, *, mesh, donors=()):
   Raises:
     UserError: if the weights cannot be read or are of another trunk.
   """
-  directory = pathlib.Path(directory)
+  directory = paths.path(directory)
   finished, key = directory / NAME, _key(c, target, source)
 
   def search():
-    for donor in map(pathlib.Path, donors):
+    for donor in map(paths.path, donors):
       theirs = donor / NAME
       if directory.exists() or not theirs.exists():
         continue
       if files.read_json(theirs)['key'] == key:
-        with files.building(directory) as beside:
-          shutil.copytree(donor, beside)
+        with files.building(directory, NAME) as beside:
+          files.copy_tree(donor, beside)
     if not finished.exists():
       describe = _describer(c, meshes.own(mesh))
       table, bad = nearest(describe, target, source, c.budget.maximum)

@@ -1,26 +1,42 @@
-"""Files that are whole or absent: written beside, then renamed."""
+"""Files that are whole or absent.
+
+On a disk they are written beside and renamed. In a store, which takes whole
+objects alone, they are written on the disk and then put.
+"""
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pathlib
 import shutil
+import tempfile
 import time
 
+from sjft_jax import paths
 from sjft_jax.errors import UserError
 
-# Between two looks for a file of another process.
+# Between two looks for a file of another process; every look at a store is
+# a request that is paid for.
 POLL_SECONDS = 0.2
+POLL_STORE_SECONDS = 2.0
 
 
 @contextlib.contextmanager
 def replacing(path, mode: str = 'wb'):
   """Opens a file beside `path` that takes its name when the block succeeds."""
-  path = pathlib.Path(path)
+  path = paths.path(path)
+  text = {} if 'b' in mode else {'encoding': 'utf-8', 'newline': ''}
+  if paths.in_store(path):
+    with scratch() as directory:
+      beside = directory / 'file'
+      with open(beside, mode, **text) as file:
+        yield file
+      paths.put([(beside, path)])
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   beside = _beside(path)
-  text = {} if 'b' in mode else {'encoding': 'utf-8', 'newline': ''}
   try:
     with open(beside, mode, **text) as file:
       yield file
@@ -33,9 +49,23 @@ def replacing(path, mode: str = 'wb'):
 
 
 @contextlib.contextmanager
-def building(directory):
-  """A path beside `directory` that takes its name when the block succeeds."""
-  directory = pathlib.Path(directory)
+def building(directory, last: str):
+  """A path beside `directory` that takes its name when the block succeeds.
+
+  Args:
+    directory: the path.
+    last: name of the file in it by which one knows that it is whole. A store
+      has no directories to rename: it gets this file after all others.
+  """
+  directory = paths.path(directory)
+  if paths.in_store(directory):
+    with scratch() as parent:
+      yield parent / 'whole'
+      paths.remove_tree(directory)
+      names = [name for name, _ in paths.below(parent / 'whole')]
+      for some in ([n for n in names if n != last], [last]):
+        paths.put([(parent / 'whole' / n, directory / n) for n in some])
+    return
   directory.parent.mkdir(parents=True, exist_ok=True)
   beside = _beside(directory)
   shutil.rmtree(beside, ignore_errors=True)
@@ -52,6 +82,51 @@ def _beside(path):
   return path.with_name(f'.{path.name}.part')
 
 
+@contextlib.contextmanager
+def scratch():
+  """A directory of the disk, gone after the block; TMPDIR says on which."""
+  with tempfile.TemporaryDirectory(prefix='sjft_jax-') as name:
+    yield pathlib.Path(name)
+
+
+@contextlib.contextmanager
+def on_disk(path):
+  """A file as a path of the disk: itself, or of a store a copy for the block.
+
+  Raises:
+    UserError: if it is of a store and cannot be copied.
+  """
+  path = paths.path(path)
+  if not paths.in_store(path):
+    yield path
+    return
+  with scratch() as directory:
+    paths.get([(path, directory / path.name)])
+    yield directory / path.name
+
+
+def copy_tree(source, directory) -> None:
+  """Copies a directory to a new one of the disk."""
+  if not paths.in_store(source):
+    shutil.copytree(source, directory)
+    return
+  names = [name for name, _ in paths.below(source)]
+  paths.get([(source / name, directory / name) for name in names])
+
+
+def opened(path):
+  """A file open for reading bytes at any place; of a store, all in memory."""
+  path = paths.path(path)
+  if paths.in_store(path):
+    return io.BytesIO(paths.read(path))
+  return open(path, 'rb')
+
+
+def opened_text(path, encoding: str = 'utf-8'):
+  """A file open for reading text whose ends of lines are left as they are."""
+  return io.TextIOWrapper(opened(path), encoding=encoding, newline='')
+
+
 def write_json(path, value):
   """Writes `value` as JSON: keys in their order, two spaces, a last newline."""
   with replacing(path) as file:
@@ -65,13 +140,28 @@ def json_bytes(value) -> bytes:
 
 def wait_for(path):
   """Returns once there is such a file: another process writes it."""
-  while not pathlib.Path(path).exists():
-    time.sleep(POLL_SECONDS)
+  path = paths.path(path)
+  seconds = POLL_STORE_SECONDS if paths.in_store(path) else POLL_SECONDS
+  while not path.exists():
+    time.sleep(seconds)
 
 
 def read_json(path):
   """The value of a JSON file."""
-  return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+  with opened(path) as file:
+    return json.loads(file.read().decode())
+
+
+def read_bytes(path) -> bytes:
+  """The bytes of a file.
+
+  Raises:
+    UserError: if it cannot be read.
+  """
+  try:
+    return pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error.strerror}.') from error
 
 
 def digest(path) -> str:
@@ -81,7 +171,7 @@ def digest(path) -> str:
     UserError: if it cannot be read.
   """
   try:
-    with open(path, 'rb') as file:
+    with on_disk(path) as found, open(found, 'rb') as file:
       return hashlib.file_digest(file, 'sha256').hexdigest()
   except OSError as error:
     raise UserError(f'{path} cannot be read: {error}') from error

@@ -11,12 +11,11 @@ import csv
 import functools
 import os
 import pathlib
-import shutil
 
 import cv2
 import numpy as np
 
-from sjft_jax import evaluate, files, processes, repeats
+from sjft_jax import evaluate, files, paths, processes, repeats
 from sjft_jax.data import preprocess
 from sjft_jax.errors import UserError
 
@@ -62,7 +61,7 @@ def withhold(c, train, test, pool, workdir, donors=()):
   """
   if pool is None:
     return None
-  directory = pathlib.Path(workdir) / 'guard'
+  directory = paths.path(workdir) / 'guard'
   key = {
     'target': train.digest + test.digest,
     'source': pool.digest,
@@ -72,11 +71,11 @@ def withhold(c, train, test, pool, workdir, donors=()):
   def check():
     if _record(workdir):
       return
-    shutil.rmtree(directory, ignore_errors=True)
+    paths.remove_tree(directory)
     donor = next((d for d in donors if _record(d).get('key') == key), None)
-    with files.building(directory) as beside:
+    with files.building(directory, 'record.json') as beside:
       if donor:
-        shutil.copytree(pathlib.Path(donor) / 'guard', beside)
+        files.copy_tree(paths.path(donor) / 'guard', beside)
       else:
         _check(c, train, test, pool, beside, key)
 
@@ -118,7 +117,7 @@ def require(workdir, train, test, pool):
   """
   if pool is None:
     return
-  path = pathlib.Path(workdir) / 'guard' / 'record.json'
+  path = paths.path(workdir) / 'guard' / 'record.json'
   record = _record(workdir)
   ours = train.digest + test.digest, pool.digest
   if (record.get('key', {}).get('target'), record.get('remaining')) != ours:
@@ -174,7 +173,7 @@ def cache_directory(setting) -> pathlib.Path:
 
 
 def _record(workdir) -> dict:
-  path = pathlib.Path(workdir) / 'guard' / 'record.json'
+  path = paths.path(workdir) / 'guard' / 'record.json'
   return files.read_json(path) if path.exists() else {}
 
 

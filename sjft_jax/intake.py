@@ -2,11 +2,10 @@
 
 import functools
 import operator
-import pathlib
 
 import numpy as np
 
-from sjft_jax import files, processes, progress
+from sjft_jax import files, paths, processes, progress
 from sjft_jax import mesh as meshes
 from sjft_jax.data import bad_images, datasets, pipelines
 from sjft_jax.errors import UserError
@@ -72,7 +71,7 @@ def report_bad(c, workdir, bad, total):
   """
   processes.told(
     lambda: bad_images.record(
-      pathlib.Path(workdir) / 'bad_images.csv',
+      paths.path(workdir) / 'bad_images.csv',
       bad.items(),
       total=total,
       max_fraction=c.max_bad_fraction,
@@ -86,7 +85,7 @@ def _without(dataset, bad):
 
 def _remember(workdir, train, test, pool):
   """Writes data.json; a data set that changed under a run is refused."""
-  path = pathlib.Path(workdir) / 'data.json'
+  path = paths.path(workdir) / 'data.json'
   value = {
     'target': {
       'classes': list(train.classes),

@@ -6,8 +6,6 @@ settings in one process share what was compiled.
 
 import dataclasses
 import functools
-import pathlib
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +19,7 @@ from sjft_jax import (
   files,
   metrics,
   optim,
+  paths,
   processes,
   train,
 )
@@ -75,7 +74,7 @@ class Learner:
   """
 
   def __init__(self, c, target_classes, source_classes, mesh, workdir):
-    self._c, self._mesh, self._workdir = c, mesh, pathlib.Path(workdir)
+    self._c, self._mesh, self._workdir = c, mesh, paths.path(workdir)
     self.network = two_heads.TwoHeads(
       trunk=trunks.TRUNKS[c.model.trunk](c.model),
       target_classes=target_classes,
@@ -135,8 +134,8 @@ class Learner:
       for donor in donors:
         theirs = donor / 'pretrain' / 'key.json'
         if not directory.exists() and _read(theirs) == key:
-          with files.building(directory) as beside:
-            shutil.copytree(donor / 'pretrain', beside)
+          with files.building(directory, trunk.name) as beside:
+            files.copy_tree(donor / 'pretrain', beside)
       return trunk.exists()
 
     def finish():
@@ -146,7 +145,7 @@ class Learner:
         trunk, trained, network=c.model.trunk, convention=convention
       )
       # Only a restart in the middle needs it.
-      shutil.rmtree(directory / 'checkpoint')
+      paths.remove_tree(directory / 'checkpoint')
 
     if not processes.told(is_finished):
       trained = meshes.localise(self._pretrain(pool, directory), self._mesh)
@@ -248,6 +247,14 @@ class Learner:
     made = batches.keywords
     halves = made['target_batch'], made['source_batch']
     examples = made['micro_batches'] * max(halves)  # of an update
+
+    def save(n, state):
+      # Before the checkpoint by which a killed run goes on behind them.
+      write.sync()
+      # Counted over all processes, so that another number of them goes on with
+      # the same batches.
+      saved.save(n, state, {'round': m, 'examples': n * examples})
+
     with (
       processes.together(),
       checkpoints.Checkpoints(directory / 'checkpoint') as saved,
@@ -275,11 +282,7 @@ class Learner:
             steps=steps,
             mesh=self._mesh,
             write=write,
-            # Counted over all processes, so that another number of them goes
-            # on with the same batches.
-            save=lambda n, state: saved.save(
-              n, state, {'round': m, 'examples': n * examples}
-            ),
+            save=save,
             save_every=c.train.checkpoint_every,
             label=label,
           )

@@ -17,7 +17,7 @@ import traceback
 from absl import app, flags
 from ml_collections import config_flags
 
-from sjft_jax import preemption
+from sjft_jax import paths, preemption
 from sjft_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -93,6 +93,8 @@ def _machine_mend(error):
         f'{error}: {_MACHINE[code]}, then give the same command again; it '
         'goes on from the last checkpoint.'
       )
+    if line := paths.fault(error):
+      return line
     error = error.__cause__ or error.__context__
   return None
 
@@ -139,6 +141,7 @@ def parse(argv):
 
 def _work(argv, accept):
   c, workdir = parse(argv)
+  workdir = paths.path(workdir)
   accept(c)
   from sjft_jax import processes, workdirs
 

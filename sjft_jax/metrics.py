@@ -1,5 +1,6 @@
 """Numbers of training: JSON lines for programs, TensorBoard for people."""
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -7,7 +8,9 @@ from collections.abc import Mapping
 import jax
 import tensorboardX
 
-from sjft_jax import files
+from sjft_jax import files, paths
+
+_NAME = 'metrics.jsonl'
 
 
 class Writer:
@@ -15,7 +18,8 @@ class Writer:
 
   Lines of `metrics.jsonl` are {"round": m, "step": n, name: number, ...}. Each
   round is a run of its own in `tensorboard/`, so that rounds can be compared.
-  Only process 0 writes.
+  Only process 0 writes. A store has no files that grow: they grow on the disk,
+  and `sync` and `close` put them there.
 
   Args:
     workdir: of the run.
@@ -25,18 +29,24 @@ class Writer:
   """
 
   def __init__(
-    self, workdir: str | pathlib.Path, round_index: int, step: int = 0
+    self, workdir: str | pathlib.PurePath, round_index: int, step: int = 0
   ):
     self._round = round_index
+    self._workdir = paths.path(workdir)
+    self._stack = contextlib.ExitStack()
     self._lines = self._board = None
     if jax.process_index() == 0:
-      workdir = pathlib.Path(workdir)
-      path = workdir / 'metrics.jsonl'
+      self._here = self._workdir
+      if paths.in_store(self._workdir):
+        self._here = self._stack.enter_context(files.scratch())
+        if (self._workdir / _NAME).exists():
+          paths.get([(self._workdir / _NAME, self._here / _NAME)])
+      path = self._here / _NAME
       _keep_until(path, (round_index, step))
       self._lines = open(path, 'a', encoding='utf-8')  # noqa: SIM115
       name = 'pretrain' if round_index < 0 else f'round_{round_index}'
       self._board = tensorboardX.SummaryWriter(
-        str(workdir / 'tensorboard' / name), purge_step=step + 1
+        str(self._here / 'tensorboard' / name), purge_step=step + 1
       )
 
   def __enter__(self):
@@ -61,11 +71,24 @@ class Writer:
       for name, value in values.items():
         self._board.add_scalar(name, value, step)
 
+  def sync(self) -> None:
+    """Sees to it that a kill takes none of the lines written so far."""
+    if self._lines and self._here != self._workdir:
+      self._board.flush()
+      self._put()
+
   def close(self) -> None:
     """Writes out what is buffered."""
     if self._lines:
-      self._lines.close()
-      self._board.close()
+      with self._stack:
+        self._lines.close()
+        self._board.close()
+        if self._here != self._workdir:
+          self._put()
+
+  def _put(self):
+    names = [name for name, _ in paths.below(self._here)]
+    paths.put([(self._here / name, self._workdir / name) for name in names])
 
 
 def _keep_until(path, last: tuple[int, int]) -> None:

@@ -11,13 +11,13 @@ import sys
 
 import numpy as np
 
-from sjft_jax import main, mesh, progress, rounds
+from sjft_jax import main, mesh, paths, progress, rounds
 from sjft_jax.data import datasets, preprocess
 from sjft_jax.errors import UserError
 
 
-def images(paths) -> list:
-  """The image files that the paths name; directories are searched.
+def images(texts) -> list:
+  """The image files that the texts name; directories are searched.
 
   Hidden names are left out there, as where a run opens its folders.
 
@@ -25,30 +25,29 @@ def images(paths) -> list:
     UserError: if a path does not exist, or there is no image at all.
   """
   found = []
-  for path in map(pathlib.Path, paths):
+  for path in map(paths.path, texts):
     if path.is_dir():
       found += sorted(
-        p
-        for p in path.rglob('*')
-        if p.suffix.lower() in datasets.SUFFIXES
-        and p.is_file()
-        and not any(part.startswith('.') for part in p.relative_to(path).parts)
+        path / name
+        for name, _ in paths.below(path)
+        if pathlib.PurePath(name).suffix.lower() in datasets.SUFFIXES
+        and not any(part.startswith('.') for part in name.split('/'))
       )
     elif path.is_file():
       found.append(path)
     else:
       raise UserError(f'Needed an image or a directory; there is no {path}.')
   if not found:
-    raise UserError(f'No image lies in {", ".join(paths)}.')
+    raise UserError(f'No image lies in {", ".join(texts)}.')
   return found
 
 
-def predict(workdir, paths, *, fuse, batch):
+def predict(workdir, images, *, fuse, batch):
   """Classifies image files by a finished run.
 
   Args:
     workdir: directory of the run.
-    paths: image files.
+    images: paths of image files.
     fuse: average the models of all rounds, instead of taking the last one.
     batch: images at a time.
 
@@ -58,11 +57,11 @@ def predict(workdir, paths, *, fuse, batch):
   """
   run = rounds.Trained(workdir, mesh.make())
   crop = run.settings.train.crop
-  for start in range(0, len(paths), batch):
-    part, pictures, reasons = paths[start : start + batch], [], {}
+  for start in range(0, len(images), batch):
+    part, pictures, reasons = images[start : start + batch], [], {}
     for path in part:
       try:
-        picture = preprocess.decode(path.read_bytes())
+        picture = preprocess.decode(paths.read(path))
         picture = preprocess.resize(picture, run.settings.train.resize)
         pictures.append(preprocess.center_crop(picture, crop))
       except (preprocess.BadImage, OSError) as error:
@@ -96,11 +95,11 @@ def _work(argv):
       f'--batch and --top are at least 1, not {args.batch} and {args.top}.'
     )
   classes = rounds.classes(args.workdir)
-  paths = images(args.images)
-  batch = mesh.round_up(min(args.batch, len(paths)), mesh.make())
+  found = images(args.images)
+  batch = mesh.round_up(min(args.batch, len(found)), mesh.make())
   bad = 0
-  answers = predict(args.workdir, paths, fuse=args.fuse, batch=batch)
-  with progress.bar(len(paths), 'predict') as bar:
+  answers = predict(args.workdir, found, fuse=args.fuse, batch=batch)
+  with progress.bar(len(found), 'predict') as bar:
     for path, probability, reason in answers:
       bar.update()
       if reason is not None:
@@ -120,7 +119,7 @@ def _work(argv):
       else:
         print(path, *(f'{n}\t{p:.4f}' for n, p in named), sep='\t')
   if bad:
-    raise UserError(f'{bad} of {len(paths)} images could not be read.')
+    raise UserError(f'{bad} of {len(found)} images could not be read.')
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ import sys
 
 from absl import logging
 
-from sjft_jax import files, main
+from sjft_jax import files, main, paths
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
 
@@ -62,17 +62,20 @@ def prepare(
     UserError: if there is no such set, or an archive is missing, damaged,
       incomplete or another; nothing is left in data_dir then.
   """
+  data_dir = paths.on_disk(data_dir, '--data_dir: array_record files')
+  if manual_dir is not None:
+    manual_dir = paths.on_disk(manual_dir, '--manual_dir: archives')
   builder = builder_class(name)(
     data_dir=str(data_dir), file_format='array_record'
   )
   if not builder.is_prepared():
     need = ' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
-    if manual_dir is None or not any(pathlib.Path(manual_dir).glob('*')):
+    if manual_dir is None or not any(manual_dir.glob('*')):
       came = 'none was given' if manual_dir is None else f'{manual_dir} is not'
       raise UserError(
         f'--manual_dir needs a directory with the archives; {came}. {need}'
       )
-    _write(builder, pathlib.Path(manual_dir), digests)
+    _write(builder, manual_dir, digests)
   found = {}
   for split in builder.COUNTS:
     spec = {'kind': 'tfds', 'name': name, 'dir': str(data_dir), 'split': split}
@@ -151,8 +154,8 @@ def _work(argv):
     prog='python -m sjft_jax.prepare', description=__doc__.splitlines()[0]
   )
   parser.add_argument('--dataset', required=True, help=', '.join(NAMES))
-  parser.add_argument('--data_dir', required=True, type=pathlib.Path)
-  parser.add_argument('--manual_dir', type=pathlib.Path)
+  parser.add_argument('--data_dir', required=True)
+  parser.add_argument('--manual_dir')
   parser.add_argument(
     '--skip_digests',
     action='store_true',

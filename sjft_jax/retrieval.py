@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +14,7 @@ from sjft_jax import (
   describe,
   files,
   guard,
+  paths,
   processes,
   reuse,
   search,
@@ -61,7 +61,7 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
   Raises:
     UserError: if the source is smaller than the depth of the search.
   """
-  directory = pathlib.Path(directory)
+  directory = paths.path(directory)
   if not 0 < c.budget.initial <= c.budget.maximum <= len(source):
     raise UserError(
       'Needed 0 < budget.initial <= budget.maximum <= images in the source; '
@@ -72,13 +72,13 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
   finished = directory / certificate.NAME
 
   def is_finished():
-    for donor in map(pathlib.Path, donors):
+    for donor in map(paths.path, donors):
       theirs = donor / certificate.NAME
       if directory.exists() or not theirs.exists():
         continue
       if files.read_json(theirs)['key'] == key:
-        with files.building(directory) as beside:
-          shutil.copytree(donor, beside)
+        with files.building(directory, certificate.NAME) as beside:
+          files.copy_tree(donor, beside)
     return finished.exists()
 
   # One process decides: another that came later would find a search finished
@@ -187,13 +187,14 @@ def reopen(workdir, mesh) -> Search:
   Raises:
     UserError: if there is none, or files or images are not as they were.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = paths.path(workdir)
   directory = workdir / 'selection'
   stored = certificate.read(directory)
   c = ConfigDict(files.read_json(workdir / 'config.json')['settings'])
   target, _ = datasets.open_target(c.target, c.seed, testing=False)
   source = guard.remaining(datasets.open_pool(c.source), workdir)
-  rows = pq.read_table(directory / 'neighbours.parquet', columns=['target_id'])
+  with files.opened(directory / 'neighbours.parquet') as file:
+    rows = pq.read_table(file, columns=['target_id'])
   searched = set(rows['target_id'].to_pylist())
   target = target.subset(
     [i for i, name in enumerate(target.ids.tolist()) if name in searched]

@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import pathlib
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -14,6 +13,7 @@ from sjft_jax import (
   guard,
   intake,
   learn,
+  paths,
   processes,
   selection,
   suspects,
@@ -44,7 +44,7 @@ def run(c, workdir, mesh, donors=()):
   Raises:
     UserError: for settings or images that do not fit together.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = paths.path(workdir)
   page = workdir / 'report' / 'index.html'
 
   def is_finished():
@@ -263,7 +263,7 @@ class Trained:
   """
 
   def __init__(self, workdir, mesh):
-    workdir = pathlib.Path(workdir)
+    workdir = paths.path(workdir)
     self.classes = classes(workdir)
     stored = files.read_json(workdir / 'config.json')['settings']
     self.settings = ConfigDict(stored)
@@ -313,7 +313,7 @@ def classes(workdir):
   Raises:
     UserError: if the directory is not that of a single run.
   """
-  path = pathlib.Path(workdir) / 'data.json'
+  path = paths.path(workdir) / 'data.json'
   if not path.exists():
     raise UserError(
       f'{workdir} is not the directory of a run; of a comparison, give one of '

@@ -11,12 +11,10 @@ processes change a bit of it; nothing of the size of the source is held.
 """
 
 import dataclasses
-import pathlib
-import shutil
 
 import numpy as np
 
-from sjft_jax import exact, files, processes, progress, streams
+from sjft_jax import exact, files, paths, processes, progress, streams
 from sjft_jax import mesh as meshes
 from sjft_jax.ops import screen as kernels
 from sjft_jax.screen import Screen
@@ -28,9 +26,10 @@ from sjft_jax.tables import Table
 _SHARD_NUMBERS = 2**26
 _SHARD_LEAST = 2**12
 # A float64 distance takes the time of about this many in the products over
-# all bins, and few directions leave two or three times as many pairs open: they
-# pay where the neighbours are a small enough part of the source.
-_EXACT_COST = 16
+# all bins (19 to 23 of float32, at 1,536 and at 35,200 bins), and few
+# directions leave two or three times as many pairs open: they pay where the
+# neighbours are a small enough part of the source.
+_EXACT_COST = 20
 # And finding the directions takes as long as screening this many images.
 _DIRECTIONS_COST = 2**17
 # A shard is also what is done again after a kill.
@@ -179,7 +178,7 @@ def clear(directory):
   """Removes finished shards, once every process has read them."""
   processes.meet()
   if processes.first():
-    shutil.rmtree(directory, ignore_errors=True)
+    paths.remove_tree(paths.path(directory))
 
 
 class _Shards:
@@ -190,7 +189,7 @@ class _Shards:
   """
 
   def __init__(self, directory, grid, share):
-    self._directory = directory and pathlib.Path(directory)
+    self._directory = directory and paths.path(directory)
     self.ranges = grid
     if self._directory:
       path = self._directory / 'shards.json'
@@ -215,7 +214,10 @@ class _Shards:
         np.savez(file, **pairs, **rest)
 
   def load(self, shard):
-    with np.load(self._path(shard), allow_pickle=False) as stored:
+    with (
+      files.opened(self._path(shard)) as file,
+      np.load(file, allow_pickle=False) as stored,
+    ):
       value = {k: v if v.ndim else v.item() for k, v in stored.items()}
     pairs = tuple(value.pop(name) for name in ('row', 'index', 'distance'))
     return value | {'pairs': pairs}

@@ -1,7 +1,6 @@
 """Which source images stand behind every target image, round after round."""
 
 import dataclasses
-import pathlib
 
 import numpy as np
 
@@ -9,6 +8,7 @@ from sjft_jax import (
   features,
   files,
   intake,
+  paths,
   processes,
   progress,
   retrieval,
@@ -43,7 +43,7 @@ def stage(c, target, pool, workdir, mesh, donors):
   if c.selection == 'none':
     return lambda budget_q: None, pool
   index_qk, bad = None, {}
-  directory = pathlib.Path(workdir) / 'selection'
+  directory = paths.path(workdir) / 'selection'
   theirs = [d / 'selection' for d in donors]
   if c.selection == 'features':
     index_qk, bad = features.find(
@@ -82,7 +82,7 @@ def stage(c, target, pool, workdir, mesh, donors):
   relabelled[kept] = np.arange(len(kept))
   names = tuple(pool.classes[i] for i in kept)
   if processes.first():
-    files.write_json(pathlib.Path(workdir) / SOURCE_CLASSES, names)
+    files.write_json(paths.path(workdir) / SOURCE_CLASSES, names)
   labels = relabelled[pool.labels]
   return draw, dataclasses.replace(pool, labels=labels, classes=names)
 

@@ -3,7 +3,15 @@
 import functools
 import operator
 
-from sjft_jax import describe, evaluate, learn, optim, screen, selection
+from sjft_jax import (
+  describe,
+  evaluate,
+  learn,
+  optim,
+  paths,
+  screen,
+  selection,
+)
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
 from sjft_jax.models import conv_bank, resnet, trunks, two_heads
@@ -66,6 +74,9 @@ BELOW_ONE = (
   'model.momentum',
   'train.label_smoothing',
 )
+FILES = ('model.weights', 'describe.weights', 'describe.edges')
+# Caches are written in pieces, or by libraries that know disks alone.
+ON_DISK = ('guard.cache', 'search.cache')
 ABOVE_ZERO = ('optim.learning_rate', 'optim.factor', 'pretrain.learning_rate')
 
 
@@ -163,6 +174,10 @@ def check(c):
     f'{c.train.target_batch} (train.target_batch), since every target image '
     'is paired with one source image',
   )
+  for name in FILES:
+    paths.path(_value(c, name))
+  for name in ON_DISK:
+    paths.on_disk(_value(c, name), f'{name}, a cache,')
   if wrong:
     raise UserError(f'{"; ".join(wrong)}.')
 

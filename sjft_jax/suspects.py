@@ -14,12 +14,11 @@ may both be right about one picture.
 import csv
 import dataclasses
 import itertools
-import pathlib
 
 import numpy as np
 from scipy import special
 
-from sjft_jax import files, processes
+from sjft_jax import files, paths, processes
 from sjft_jax.ops import topk
 
 NAME = 'label_suspects.csv'
@@ -150,7 +149,7 @@ def stage(c, learner, variables, pool, index, workdir) -> dict:
     c.suspects.neighbours,
   )
   if processes.first():
-    _write(pathlib.Path(workdir) / NAME, found, selected)
+    _write(paths.path(workdir) / NAME, found, selected)
   return {'images': len(selected), 'suspects': len(found.index)}
 
 
@@ -165,10 +164,10 @@ def shown(workdir, results) -> dict | None:
     'images' and 'suspects' as `stage` returned them, and 'table' of the first
     ones: 'head' and 'rows' of texts.
   """
-  found, path = results.get('label_suspects'), pathlib.Path(workdir) / NAME
+  found, path = results.get('label_suspects'), paths.path(workdir) / NAME
   if not found or not path.exists():
     return None
-  with open(path, newline='', encoding='utf-8') as file:
+  with files.opened_text(path) as file:
     rows = list(itertools.islice(csv.reader(file), _SHOWN + 1))
   head = [name.replace('_', ' ') for name in rows[0]]
   return found | {'table': {'head': head, 'rows': rows[1:]}}

@@ -92,7 +92,8 @@ def read(path, target_ids, source_ids) -> Table:
   Raises:
     ValueError: if it names an image that is not in `target_ids`, `source_ids`.
   """
-  columns = pq.read_table(path, schema=SCHEMA).to_pydict()
+  with files.opened(path) as file:
+    columns = pq.read_table(file, schema=SCHEMA).to_pydict()
   row_of = {name: i for i, name in enumerate(target_ids.tolist())}
   index_of = {name: i for i, name in enumerate(source_ids.tolist())}
   try:

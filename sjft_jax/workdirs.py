@@ -3,13 +3,12 @@
 import contextlib
 import importlib.metadata
 import json
-import pathlib
 import re
 import time
 
 import jax
 
-from sjft_jax import files, processes
+from sjft_jax import files, paths, processes
 from sjft_jax.errors import UserError
 
 # These cannot change a result, so a resumed run may change them.
@@ -47,7 +46,7 @@ def claim(workdir, settings):
   Raises:
     UserError: if it holds anything else, or a run with other settings.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = paths.path(workdir)
   config = workdir / 'config.json'
   # As JSON reads them back: tuples are lists.
   settings = json.loads(json.dumps(settings))
@@ -57,14 +56,14 @@ def claim(workdir, settings):
     changed = _changes(_stored(config), settings)
     if not changed:
       return
-    made = [path for path in workdir.rglob('*') if path.is_file()]
-    if any(UNBOUND.isdisjoint(p.relative_to(workdir).parts) for p in made):
+    made = [name for name, _ in paths.below(workdir)]
+    if any(UNBOUND.isdisjoint(name.split('/')) for name in made):
       raise UserError(
         f'{workdir} holds a run with other settings: {"; ".join(changed)}. '
         'Choose another --workdir, or the settings it was made with.'
       )
-    for path in made:
-      path.unlink()
+    for name in made:
+      (workdir / name).unlink()
   elif workdir.exists() and any(
     not path.name.startswith('.') for path in workdir.iterdir()
   ):
@@ -121,7 +120,9 @@ def reached(workdir) -> str:
   Args:
     workdir: of a run; or of a comparison, of which the run begun last counts.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = paths.path(workdir)
+  if paths.in_store(workdir):
+    return 'what is saved'  # Asking a store takes time that there may not be.
   # Those of a comparison lie two deeper.
   begun = [
     (path.stat().st_mtime, path.parent)
@@ -169,7 +170,7 @@ class Clock:
   """
 
   def __init__(self, workdir):
-    self._path = pathlib.Path(workdir) / 'seconds.json'
+    self._path = paths.path(workdir) / 'seconds.json'
     self.seconds = files.read_json(self._path) if self._path.exists() else {}
 
   @contextlib.contextmanager

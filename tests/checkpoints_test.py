@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sjft_jax import checkpoints, mesh
+from sjft_jax import checkpoints, mesh, paths
 from sjft_jax.errors import UserError
+from tests import store
 
 
 def state(seed, over):
@@ -16,15 +17,20 @@ def state(seed, over):
   return mesh.replicate(values, over)
 
 
-def test_latest_comes_back_where_it_belongs(tmp_path):
+@pytest.fixture(params=['disk', 'store'])
+def directory(request, tmp_path, bucket):
+  return tmp_path if request.param == 'disk' else paths.path('gs://b/kept')
+
+
+def test_latest_comes_back_where_it_belongs(directory):
   over = mesh.make()
-  with checkpoints.Checkpoints(tmp_path) as saved:
+  with checkpoints.Checkpoints(directory) as saved:
     assert saved.step is None
     for step in (3, 7):
       saved.save(step, state(step, over), {'round': step})
   one = mesh.make(jax.devices()[:1])
   for target in (over, one):
-    with checkpoints.Checkpoints(tmp_path) as saved:
+    with checkpoints.Checkpoints(directory) as saved:
       assert saved.step == 7
       restored, meta = saved.restore(state(0, target))
     assert meta == {'round': 7}
@@ -33,12 +39,41 @@ def test_latest_comes_back_where_it_belongs(tmp_path):
 
 
 @pytest.mark.parametrize('keep', [1, 2])
-def test_older_checkpoints_go(tmp_path, keep):
+def test_older_checkpoints_go(directory, keep):
   over = mesh.make()
-  with checkpoints.Checkpoints(tmp_path, keep=keep) as saved:
+  with checkpoints.Checkpoints(directory, keep=keep) as saved:
     for step in (1, 2, 3):
       saved.save(step, state(step, over), {})
-  assert len([p for p in tmp_path.iterdir() if p.name.isdigit()]) == keep
+  names = (path.name.removesuffix('.tar') for path in directory.iterdir())
+  assert len([name for name in names if name.isdigit()]) == keep
+
+
+def test_a_sharded_state_is_whole_in_a_store(bucket):
+  over = mesh.make()
+  x = mesh.shard(np.arange(16.0), over)
+  with checkpoints.Checkpoints('s3://b/kept') as saved:
+    saved.save(1, {'x': x}, {})
+  with checkpoints.Checkpoints('s3://b/kept') as saved:
+    restored, _ = saved.restore({'x': x})
+  np.testing.assert_array_equal(restored['x'], np.arange(16.0))
+  assert restored['x'].sharding == x.sharding
+
+
+def test_a_store_that_takes_nothing_is_one_line(bucket, monkeypatch):
+  def fail(*args, **kwargs):
+    raise TimeoutError('no answer')
+
+  over = mesh.make()
+  with checkpoints.Checkpoints('s3://b/kept') as saved:
+    saved.save(1, state(1, over), {})
+  monkeypatch.setattr(store.Store, 'put_file', fail)
+  with (
+    pytest.raises(UserError, match=r'2\.tar cannot be reached'),
+    checkpoints.Checkpoints('s3://b/kept') as saved,
+  ):
+    saved.save(2, state(2, over), {})
+  with checkpoints.Checkpoints('s3://b/kept') as saved:
+    assert saved.step == 1
 
 
 def test_a_donated_state_is_saved_as_it_was(tmp_path):

@@ -3,6 +3,8 @@
 import jax
 import pytest
 
+from tests import store
+
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -14,3 +16,12 @@ def _own_cache(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
     yield
+
+
+@pytest.fixture
+def bucket(tmp_path_factory, monkeypatch):
+  """An empty store: directory of its objects, for `store.fill`."""
+  root = tmp_path_factory.mktemp('store')
+  monkeypatch.setenv(store.ROOT, str(root))
+  store.register()
+  return root

@@ -27,13 +27,13 @@ def test_what_a_killed_write_left_is_cleared_away(tmp_path):
   code = (
     'import os, sys; from sjft_jax import files; '
     'a = files.replacing(sys.argv[1] + "/a.json"); a.__enter__(); '
-    'd = files.building(sys.argv[1] + "/d"); part = d.__enter__(); '
+    'd = files.building(sys.argv[1] + "/d", "x"); part = d.__enter__(); '
     'part.mkdir(); (part / "old").touch(); os._exit(9)'
   )
   subprocess.run([sys.executable, '-c', code, tmp_path], check=False)
   assert len(list(tmp_path.iterdir())) == 2
   files.write_json(tmp_path / 'a.json', 1)
-  with files.building(tmp_path / 'd') as beside:
+  with files.building(tmp_path / 'd', 'x') as beside:
     beside.mkdir()
   assert sorted(p.name for p in tmp_path.rglob('*')) == ['a.json', 'd']
 

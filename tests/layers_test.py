@@ -16,13 +16,14 @@ BUILDERS = [
 # From the bottom up. A module may import from the groups above its own line
 # here, and within its group from those before it.
 LAYERS = [
-  ['errors', 'files', 'preemption', 'progress'],
+  ['errors', 'paths', 'files', 'preemption', 'progress'],
   ['ops.cosine', 'ops.divergence', 'ops.gabor', 'ops.hardness'],
   ['ops.groups', 'ops.histograms'],
   ['ops.losses', 'ops.quantiles', 'ops.release_edges'],
   ['ops.screen', 'ops.topk'],
   ['ops.likeness'],
-  ['processes', 'mesh', 'workdirs', 'optim', 'checkpoints', 'metrics'],
+  ['processes', 'mesh', 'workdirs', 'optim', 'packed', 'checkpoints'],
+  ['metrics'],
   ['data.preprocess', 'data.packaged', 'data.packs', 'data.datasets'],
   ['data.pipelines', 'data.recorded'],
   ['data.bad_images', 'data.fingerprints', 'data.hashes'],

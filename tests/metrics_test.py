@@ -1,6 +1,6 @@
 import json
 
-from sjft_jax import metrics
+from sjft_jax import metrics, paths
 
 
 def lines(workdir):
@@ -61,6 +61,21 @@ def test_every_round_is_a_run_in_tensorboard(tmp_path):
   for run in board.iterdir():
     (events,) = run.iterdir()
     assert b'loss' in events.read_bytes()
+
+
+def test_in_a_store_a_kill_takes_no_line_from_before_a_checkpoint(bucket):
+  run = paths.path('gs://b/run')
+  write(run, 0, [1, 2])
+  killed = metrics.Writer(run, 1)
+  killed(1, {'loss': 1.0})
+  killed.sync()
+  killed(2, {'loss': 1.0})
+  assert keys(run) == [(0, 1), (0, 2), (1, 1)]
+  write(run, 1, [2, 3], first=1)
+  assert keys(run) == [(0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]
+  names = [name for name, _ in paths.below(run / 'tensorboard')]
+  assert {name.partition('/')[0] for name in names} == {'round_0', 'round_1'}
+  killed.close()
 
 
 def test_other_processes_write_nothing(tmp_path, monkeypatch):

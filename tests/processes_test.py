@@ -12,10 +12,10 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 from configs import folders
 from sjft_jax import (
+  checkpoints,
   describe,
   experiment,
   main,
@@ -28,6 +28,7 @@ from sjft_jax import (
 from sjft_jax.data import datasets, pipelines
 from sjft_jax.errors import UserError
 from sjft_jax.models import resnet, trunks
+from tests import digits, store
 from tests.described import Describer, Stream, counts
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -156,6 +157,39 @@ def test_processes_leave_the_bytes_of_one(tmp_path):
     for i in range(2):
       assert (directory / f'{i}{kind}').read_bytes() == expected
   assert not (directory / 'shards').exists()
+
+
+def keep(address, count, index, directory):
+  """Saves a state that is split over the processes, in a store."""
+  store.register()
+  processes.start(
+    address, int(count), int(index), heartbeat=30, shutdown=60, connect=60
+  )
+  over = mesh.make()
+  mine = np.arange(4.0, dtype=np.float32) + 4 * int(index)
+  state = {'x': mesh.shard(mine, over)}
+  for given in (2, None):
+    with processes.together(), checkpoints.Checkpoints(directory) as saved:
+      if given:
+        saved.save(given, state, {'given': given})
+      else:
+        restored, meta = saved.restore(state)
+  assert meta == {'given': 2}
+  assert restored['x'].sharding == state['x'].sharding
+  (one, other) = (s.data.tolist() for s in restored['x'].addressable_shards)
+  assert one + other == mine.tolist()
+  return processes.leave(0)
+
+
+def test_processes_without_a_common_disk_keep_a_checkpoint_in_a_store(bucket):
+  directory = 'gs://b/kept'
+  ended = ends(start(keep, 2, 2, directory))
+  assert [code for code, _ in ended] == [0, 0], ended
+  # Another number of processes, here one of eight devices, goes on from it.
+  state = {'x': mesh.replicate(np.zeros(8, np.float32), mesh.make())}
+  with checkpoints.Checkpoints(directory) as saved:
+    restored, _ = saved.restore(state)
+  np.testing.assert_array_equal(restored['x'], np.arange(8))
 
 
 def unlucky(address, count, index, event):
@@ -294,20 +328,8 @@ def drawn(directory, step, count):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  root, digits = tmp_path_factory.mktemp('data'), load_digits()
-  for part, start_, stop in (
-    ('train', 0, 40),
-    ('test', 40, 80),
-    ('source', 80, 160),
-  ):
-    for i in range(start_, stop):
-      if part == 'source' or digits.target[i] < 4:
-        folder = root / part / f'digit {digits.target[i]}'
-        folder.mkdir(parents=True, exist_ok=True)
-        image = (digits.images[i] * 255 / 16).astype(np.uint8)
-        cv2.imwrite(str(folder / f'{i:03d}.png'), image)
-  (root / 'source' / 'digit 1' / 'broken.png').write_bytes(b'not an image')
-  return root
+  root = tmp_path_factory.mktemp('data')
+  return digits.write(root, train=(0, 40), test=(40, 80), source=(80, 160))
 
 
 @pytest.fixture(scope='module')

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from sklearn.datasets import load_digits
+
+from sjft_jax.models import weight_files
+from tests import digits, store
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = {
@@ -71,25 +74,9 @@ def run(data, workdir, **changes):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  """Digits as image folders: 8 train, 12 test, 40 source images."""
-  import cv2
-
+  """8 train, 12 test, 40 source images."""
   root = tmp_path_factory.mktemp('data')
-  digits = load_digits()
-  for part, start, stop in (
-    ('train', 0, 20),
-    ('test', 20, 50),
-    ('source', 50, 110),
-  ):
-    for i in range(start, stop):
-      if part != 'source' and digits.target[i] > 3:
-        continue
-      folder = root / part / f'digit {digits.target[i]}'
-      folder.mkdir(parents=True, exist_ok=True)
-      image = (digits.images[i] * 255 / 16).astype(np.uint8)
-      cv2.imwrite(str(folder / f'{i:03d}.png'), image)
-  (root / 'source' / 'digit 1' / 'broken.png').write_bytes(b'not an image')
-  return root
+  return digits.write(root, train=(0, 20), test=(20, 50), source=(50, 110))
 
 
 @pytest.fixture(scope='module')
@@ -170,6 +157,81 @@ def test_killed_and_resumed_equals_uninterrupted(
   assert results(workdir) == results(finished)
   for name in ('selection/neighbours.parquet', 'rounds/1/budget.csv'):
     assert (workdir / name).read_bytes() == (finished / name).read_bytes()
+
+
+def in_store(root, module, *args):
+  """A command by `main.guarded`, for which gs:// and s3:// are `root`."""
+  code = (
+    'import sys; from tests import store; store.register(); '
+    f'from sjft_jax import main, {module}; '
+    + (
+      'sys.exit(main.run(sys.argv))'
+      if module == 'main'
+      else f'sys.exit(main.guarded({module}._work, sys.argv))'
+    )
+  )
+  made = command(module)
+  made['args'] = [sys.executable, '-c', code, *map(str, args)]
+  made['env'] |= {store.ROOT: str(root)}
+  return made
+
+
+def files_of(directory):
+  """{name: bytes} but for what differs between any two runs."""
+  found = {}
+  for path in directory.rglob('*'):
+    name = path.relative_to(directory).as_posix()
+    own = 'checkpoint' in name or name.startswith('tensorboard/')
+    if path.is_file() and not own:
+      found[name] = path.read_bytes()
+  # Of safetensors the head has no order; the others hold paths and seconds.
+  for name in ('pretrain/trunk.safetensors', 'config.json', 'seconds.json'):
+    found[name] = found[name] and b''
+  found['report/index.html'] = found['results.json'] = b''
+  return found
+
+
+def test_in_a_store_killed_and_resumed_equals_a_run_on_disk(
+  data, finished, tmp_path
+):
+  """Images in one bucket, the run in another; no byte comes elsewhere."""
+  root, here = tmp_path / 'store', tmp_path / 'here'
+  root.mkdir()
+  store.fill(root, 'images/set', data)
+  arguments = [
+    argument.replace(str(data), 's3://images/set')
+    for argument in flags(data, 'gs://runs/mine', max_bad_fraction=0.05)
+  ]
+  reached = urllib.parse.quote('runs/mine/rounds/0/checkpoint/2.tar', safe='')
+  with subprocess.Popen(**in_store(root, 'main', *arguments)) as process:
+    while not (root / reached).exists() and process.poll() is None:
+      time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGKILL)
+  done = subprocess.run(**in_store(root, 'main', *arguments), check=False)
+  assert done.returncode == 0, done.stderr
+  assert 'gs://runs/mine/report/index.html' in done.stdout
+  store.unpack(root, 'gs://runs/mine', here)
+  assert files_of(here) == files_of(finished)
+  assert results(here) == results(finished)
+  ours, theirs = (
+    weight_files.read(run / 'pretrain/trunk.safetensors').tensors
+    for run in (here, finished)
+  )
+  assert ours.keys() == theirs.keys()
+  for name, value in ours.items():
+    np.testing.assert_array_equal(value, theirs[name])
+  kept = [path.name for path in here.rglob('*.tar')]
+  assert kept == ['4.tar', '4.tar']
+  # The other commands take the run, and images, where they are.
+  asked = subprocess.run(
+    **in_store(root, 'predict', '--workdir=gs://runs/mine', 's3://images/set'),
+    check=False,
+  )
+  assert '1 of 80 images could not be read' in asked.stderr, asked.stderr
+  assert 's3://images/set/test/digit 0/' in asked.stdout
+  assert not (ROOT / 'gs:').exists()
+  assert not (ROOT / 's3:').exists()
 
 
 def test_selection_alone_stops_after_the_neighbours(data, tmp_path):

@@ -32,7 +32,7 @@ def record(
     return
   reasons = {}
   if path.exists():
-    with open(path, newline='', encoding='utf-8') as file:
+    with files.opened_text(path) as file:
       reasons = dict(list(csv.reader(file))[1:])
   with files.replacing(path, 'w') as file:
     writer = csv.writer(file)

@@ -2,8 +2,9 @@
 
 A set is described by a plain mapping: `kind` folder, packaged or tfds, and the
 fields in FIELDS. A folder may also lie in a zip or tar archive, or be listed in
-a csv file. The target has a `train` and a `test` part; the source pool is any
-number of named sets whose classes are laid side by side.
+a csv file, and all of these on a disk or in a store. The target has a `train`
+and a `test` part; the source pool is any number of named sets whose classes are
+laid side by side.
 """
 
 import csv
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sjft_jax import errors
+from sjft_jax import errors, files, paths
 from sjft_jax.data import packaged, packs
 
 FIELDS = {
@@ -133,17 +134,15 @@ def _folder(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
   need = f'{setting} needs a folder that holds one folder of images per class'
   if not part:
     raise errors.UserError(f'{need}; none was given: --config.{setting}=DIR.')
-  root = os.path.expanduser(part)
-  if root.lower().endswith('.csv') and os.path.isfile(root):
+  root = _root(part)
+  if root.name.lower().endswith('.csv') and root.is_file():
     return _listed(root, setting)
   if found := packs.split(root):
     return _packed(*found, setting)
-  if not os.path.isdir(root):
-    what = 'is not a folder' if os.path.exists(root) else 'does not exist'
+  if not root.is_dir():
+    what = 'is not a folder' if root.exists() else 'does not exist'
     raise errors.UserError(f'{need}; {part} {what}: correct the path.')
-  entries = sorted(e for e in os.listdir(root) if not e.startswith('.'))
-  folders = [e for e in entries if os.path.isdir(os.path.join(root, e))]
-  loose = [e for e in entries if _is_image(e) and e not in folders]
+  folders, loose, rows = (_stored if paths.in_store(root) else _walked)(root)
   if loose:
     raise errors.UserError(
       f'{need}; images lie directly in {part} ({_legible(loose[0])}, in all'
@@ -153,26 +152,51 @@ def _folder(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
     raise errors.UserError(
       f'{need}; {part} holds no folder: make one per class, named after it.'
     )
-  paths, labels = [], []
-  for label, folder in enumerate(folders):
-    found = sorted(_images(os.path.join(root, folder)))
-    paths += [os.path.relpath(path, root) for path in found]
-    labels += [label] * len(found)
-
-  def read(i: int) -> bytes:
-    with open(os.path.join(root, paths[i]), 'rb') as file:
-      return file.read()
-
+  names = [name for _, name, _ in rows]
+  read = paths.reader(root)
   return _dataset(
     classes=map(_legible, folders),
-    ids=[_legible(path.replace(os.sep, '/')) for path in paths],
-    labels=labels,
-    sizes=[_size(os.path.join(root, path)) for path in paths],
-    read=read,
+    ids=[_legible(name.replace(os.sep, '/')) for name in names],
+    labels=[label for label, _, _ in rows],
+    sizes=[size for _, _, size in rows],
+    read=lambda i: read(names[i]),
   )
 
 
-def _packed(path: str, inside: str, setting: str) -> Dataset:
+def _root(text):
+  """The path of a folder, an archive or a csv."""
+  root = paths.path(text)
+  return root if paths.in_store(root) else root.expanduser()
+
+
+def _walked(root):
+  """(class folders, images in none, (label, name, bytes)s) of a disk."""
+  entries = sorted(e for e in os.listdir(root) if not e.startswith('.'))
+  folders = [e for e in entries if os.path.isdir(os.path.join(root, e))]
+  loose = [e for e in entries if _is_image(e) and e not in folders]
+  rows = [
+    (label, os.path.relpath(path, root), _size(path))
+    for label, folder in enumerate(folders if not loose else ())
+    for path in sorted(_images(os.path.join(root, folder)))
+  ]
+  return folders, loose, rows
+
+
+def _stored(root):
+  """What `_walked` returns, of a store: one listing, no question per image."""
+  seen = [row for row in paths.below(root) if not _hidden(row[0])]
+  folders = sorted({name.partition('/')[0] for name, _ in seen if '/' in name})
+  loose = [name for name, _ in seen if '/' not in name and _is_image(name)]
+  label_of = {name: label for label, name in enumerate(folders)}
+  rows = [
+    (label_of[name.partition('/')[0]], name, size)
+    for name, size in seen
+    if '/' in name and _is_image(name.rpartition('/')[2])
+  ]
+  return folders, loose, sorted(rows)
+
+
+def _packed(path, inside: str, setting: str) -> Dataset:
   """A folder inside an archive; what all its images have in common is left."""
   pack = packs.load(path, setting)
   prefix = f'{inside}/' if inside else ''
@@ -216,12 +240,11 @@ def _hidden(name: str) -> bool:
   return any(part.startswith('.') for part in name.split('/'))
 
 
-def _listed(path: str, setting: str) -> Dataset:
+def _listed(path, setting: str) -> Dataset:
   """The images of a csv of path and label; paths are relative to the csv."""
   need = f'{setting} needs a csv with the columns path and label'
-  root = os.path.dirname(os.path.realpath(path))
   try:
-    with open(path, newline='', encoding='utf-8-sig') as file:
+    with files.opened_text(path, 'utf-8-sig') as file:
       reader = csv.DictReader(file, strict=True)
       if not {'path', 'label'} <= set(reader.fieldnames or ()):
         came = ', '.join(reader.fieldnames or ('nothing',))
@@ -229,50 +252,54 @@ def _listed(path: str, setting: str) -> Dataset:
       rows = [(row['path'], row['label']) for row in reader]
   except (csv.Error, UnicodeError) as e:
     raise errors.UserError(f'{need}; {path} is none ({e}): repair it.') from e
-  seen = set()
+  root = path.parent if paths.in_store(path) else path.resolve().parent
+  base, seen = str(root).partition('://')[2] or str(root), {}
   for line, (name, label) in enumerate(rows, 2):
     # Two spellings of a path would be one image twice.
-    whole = os.path.normpath(os.path.join(root, name or ''))
+    whole = os.path.normpath(os.path.join(base, name or ''))
     fault = ''
     if not name or not label:
       fault = 'lacks a path or a label'
-    elif os.path.isabs(name) or not whole.startswith(root + os.sep):
+    elif os.path.isabs(name) or not whole.startswith(base + os.sep):
       fault = f'leads out of its folder ({_legible(name)})'
     elif whole in seen:
       fault = f'names {_legible(name)} a second time'
     if fault:
       raise errors.UserError(f'{need}; line {line} of {path} {fault}: mend it.')
-    seen.add(whole)
+    seen[whole] = name
   if not rows:
     raise errors.UserError(f'{need}; {path} lists no image: add some.')
   classes = sorted({label for _, label in rows})
   label_of = {name: label for label, name in enumerate(classes)}
-  paths = [name for name, _ in rows]
-
-  def read(i: int) -> bytes:
-    with open(os.path.join(root, paths[i]), 'rb') as file:
-      return file.read()
-
+  if paths.in_store(root):
+    # A key is taken as it is written, `./` and all.
+    names = [whole.removeprefix(base + os.sep) for whole in seen]
+    there = dict(paths.below(root))
+    sizes = [there.get(name, -1) for name in names]
+  else:
+    names = list(seen.values())
+    sizes = [_size(os.path.join(root, name)) for name in names]
+  read = paths.reader(root)
   return _dataset(
     classes=classes,
-    ids=[name.replace(os.sep, '/') for name in paths],
+    ids=[name.replace(os.sep, '/') for name, _ in rows],
     labels=[label_of[label] for _, label in rows],
-    sizes=[_size(os.path.join(root, name)) for name in paths],
-    read=read,
+    sizes=sizes,
+    read=lambda i: read(names[i]),
   )
 
 
 def _images(root: str) -> Iterator[str]:
   """Image files below a folder; links are followed, hidden names are not."""
   seen = set()
-  for folder, folders, files in os.walk(root, followlinks=True):
+  for folder, folders, names in os.walk(root, followlinks=True):
     real = os.path.realpath(folder)
     if real in seen:  # A link led back up.
       folders.clear()
       continue
     seen.add(real)
     folders[:] = [name for name in folders if not name.startswith('.')]
-    yield from (os.path.join(folder, name) for name in files if _is_image(name))
+    yield from (os.path.join(folder, name) for name in names if _is_image(name))
 
 
 def _is_image(name: str) -> bool:
@@ -309,6 +336,8 @@ def _tfds(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
 
   name, where = spec['name'], spec['dir'] or 'the default data_dir'
   group = setting.rpartition('.')[0]
+  if spec['dir']:
+    paths.on_disk(spec['dir'], f'{group}.dir: array_record files')
   try:
     builder = tfds.builder(name, data_dir=spec['dir'] or None)
   except ValueError as e:
@@ -615,5 +644,6 @@ def _quota(dataset: Dataset, quota: int, setting: str) -> np.ndarray:
 def _place(spec: Mapping[str, Any]) -> tuple[str, ...]:
   """Where a source's images are: equal for sources that are the same."""
   if spec['kind'] == 'folder':
-    return 'folder', os.path.realpath(os.path.expanduser(spec['dir']))
+    root = _root(spec['dir'])
+    return 'folder', str(root if paths.in_store(root) else root.resolve())
   return spec['kind'], spec['name'], spec['dir'], spec['split']

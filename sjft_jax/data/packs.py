@@ -2,23 +2,29 @@
 
 Nothing is unpacked to disk. A zip and a plain tar give any member at once; a
 tar.gz is read through once when it is opened, and from then on at points kept
-every 256 kB (32 kB of memory each).
+every 256 kB (32 kB of memory each). In a store a zip is the better choice: it
+has a list at its end, a tar is read through to be listed.
 """
 
 import dataclasses
 import errno
-import pathlib
+import io
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
 
-from sjft_jax import errors
+from sjft_jax import errors, paths
 
 SUFFIXES = ('.zip', '.tar', '.tar.gz', '.tgz')
 MAX_BYTES = 512 * 2**20  # of one image; more is not read
 _SPACING = 256 * 2**10
+# Bytes of a zip's header before a member, without and with its two longest
+# fields.
+_LOCAL = 30
+_LOCAL_MOST = _LOCAL + 2 * (2**16 - 1)
 _DAMAGE = (
   zipfile.BadZipFile,
   tarfile.TarError,
@@ -45,24 +51,22 @@ class Pack:
   read: Callable[[int], bytes]
 
 
-def split(path: str) -> tuple[str, str] | None:
+def split(path):
   """(archive, path inside it) of ARCHIVE or ARCHIVE/INSIDE; None if it is none.
 
   A directory may be called x.zip: only files are archives.
   """
-  whole = pathlib.Path(path)
-  for parent in (whole, *whole.parents):
+  for i, parent in enumerate((path, *path.parents)):
     if parent.name.lower().endswith(SUFFIXES) and parent.is_file():
-      inside = whole.relative_to(parent).as_posix()
-      return str(parent), '' if inside == '.' else inside
+      return parent, '/'.join(path.parts[len(path.parts) - i :])
   return None
 
 
-def load(path: str, setting: str) -> Pack:
+def load(path, setting: str) -> Pack:
   """Opens an archive.
 
   Args:
-    path: of a zip, tar, tar.gz or tgz file.
+    path: of a zip, tar, tar.gz or tgz file, on a disk or in a store.
     setting: the name of its setting, for errors.
 
   Returns:
@@ -72,7 +76,7 @@ def load(path: str, setting: str) -> Pack:
     UserError: if it is damaged, incomplete or encrypted, a name leads out of
       it or comes twice, or a package to read it is missing.
   """
-  opener = _zip if path.lower().endswith('.zip') else _tar
+  opener = _zip if path.name.lower().endswith('.zip') else _tar
   try:
     members, read = opener(path, setting)
   except _DAMAGE as e:
@@ -106,36 +110,41 @@ def load(path: str, setting: str) -> Pack:
 
 
 def _zip(path, setting):
-  archive = zipfile.ZipFile(path)
+  with path.open('rb') as file, zipfile.ZipFile(file) as archive:
+    infos, end = archive.infolist(), archive.start_dir
+  # A member ends where the next begins, whatever it says of itself.
+  ends = [*sorted(info.header_offset for info in infos)[1:], end]
+  places = sorted(infos, key=lambda info: info.header_offset)
   members = []
-  for info in archive.infolist():
+  for info, end in zip(places, ends, strict=True):
     if info.flag_bits & 1:
       raise errors.UserError(
         f'{setting} needs an archive that is not encrypted; {path} is:'
         ' unpack it and pack it again.'
       )
     if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16):
-      members.append((info.filename, info.file_size, info))
+      members.append((info.filename, info.file_size, (info, end)))
+  part = paths.parts(path)
 
-  def read(info, size):
-    with archive.open(info) as file:
-      # One byte more: a header may understate the size.
-      return file.read(size + 1)
+  def read(where, size):
+    info, end = where
+    most = _LOCAL_MOST + info.compress_size
+    data = part(info.header_offset, min(end - info.header_offset, most))
+    if data[:4] != b'PK\3\4' or len(data) < _LOCAL:
+      raise zipfile.BadZipFile('no file begins where the list says')
+    file = io.BytesIO(data)
+    # Before the data stand a name and what else the packer wrote.
+    file.seek(_LOCAL + sum(struct.unpack('<2H', data[_LOCAL - 4 : _LOCAL])))
+    # One byte more: a header may understate the size.
+    return zipfile.ZipExtFile(file, 'r', info).read(size + 1)
 
   return members, read
 
 
 def _tar(path, setting):
-  if path.lower().endswith('.tar'):
-    with open(path, 'rb') as file:
-      members = _members(file)
-
-    def pread(at, size):
-      with open(path, 'rb') as file:
-        file.seek(at)
-        return file.read(size)
-
-    return members, pread
+  if path.name.lower().endswith('.tar'):
+    with path.open('rb') as file:
+      return _members(file), paths.parts(path)
   try:
     import indexed_gzip
   except ModuleNotFoundError as e:
@@ -143,7 +152,10 @@ def _tar(path, setting):
       f'{setting}: to read {path} where it lies needs indexed_gzip:'
       " pip install 'sjft-jax[packs]'."
     ) from e
-  file = indexed_gzip.IndexedGzipFile(path, spacing=_SPACING)
+  where = {'filename': str(path)}
+  if paths.in_store(path):
+    where = {'fileobj': path.open('rb')}
+  file = indexed_gzip.IndexedGzipFile(**where, spacing=_SPACING)
   return _members(file), lambda at, size: file.pread(size, at)
 
 

@@ -254,12 +254,19 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
   linear interpolation (INTER_LINEAR) where it grows.
 
   Args:
-    image: uint8 [h, w, 3].
+    image: uint8 [h, w, 3], or [h, w], or float32.
     size: side of the result in pixels.
 
   Returns:
-    uint8 [size, size, 3].
+    Of the same kind, [size, size, 3] or [size, size]; bytes are within 1 of the
+    exact average.
   """
+  sides = image.shape[:2]
+  if size < min(sides) and max(sides) <= 2 * size:
+    # Halves of the areas cover two pixels of an axis at most: OpenCV averages
+    # those as it interpolates, and fours of halves, by vector instructions; in
+    # one step it takes 2.5 times as long.
+    image = cv2.resize(image, (2 * size,) * 2, interpolation=cv2.INTER_AREA)
   height, width = (min(side, size) for side in image.shape[:2])
   if image.shape[:2] != (height, width):
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)

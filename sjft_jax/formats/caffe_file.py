@@ -15,6 +15,7 @@ from google.protobuf import (
   message_factory,
 )
 
+from sjft_jax import files
 from sjft_jax.errors import UserError
 
 _Field = descriptor_pb2.FieldDescriptorProto
@@ -62,11 +63,7 @@ def read(path: str) -> tuple[str, dict[str, np.ndarray]]:
     UserError: if it is no such file or is cut short, or if a batch
       normalisation has another epsilon than 1e-5.
   """
-  try:
-    with open(path, 'rb') as file:
-      data = file.read()
-  except OSError as error:
-    raise UserError(f'{path} cannot be read: {error.strerror}.') from error
+  data = files.read_bytes(path)
   try:
     network = _net().FromString(data)
     found = {}

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as decode_safetensors
 
+from sjft_jax import files
 from sjft_jax.errors import UserError
 
 _STORAGES = {
@@ -56,11 +57,7 @@ def read(path: str) -> dict[str, np.ndarray]:
     UserError: if it is no such file, is cut short, or names anything but
       tensors and their storages.
   """
-  try:
-    with open(path, 'rb') as file:
-      data = file.read()
-  except OSError as error:
-    raise UserError(f'{path} cannot be read: {error.strerror}.') from error
+  data = files.read_bytes(path)
   try:
     if zipfile.is_zipfile(io.BytesIO(data)):
       value, storages = _read_zip(data)

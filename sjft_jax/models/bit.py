@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from sjft_jax.models.resnet import STEMS, convolve
+from sjft_jax.models.resnet import STEMS, convolve, pointwise
 
 _GROUPS = 32
 _he_normal = nn.initializers.he_normal()
@@ -50,7 +50,7 @@ class StandardConv(nn.Module):
     x_nhwc = x_nhwc.astype(self.dtype)
     if self.side == 1:
       # As a product a 1 x 1 convolution is twice as fast on CPUs.
-      return x_nhwc[:, :: self.stride, :: self.stride] @ kernel
+      return pointwise(x_nhwc[:, :: self.stride, :: self.stride], kernel)
     padding = ((self.side // 2,) * 2,) * 2
     strides = (self.stride, self.stride)
     numbers = ('NHWC', 'HWIO', 'NHWC')

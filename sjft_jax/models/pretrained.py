@@ -13,7 +13,7 @@ from sjft_jax.models.convention import Convention
 
 
 def save(
-  path: str | pathlib.Path,
+  path: str | pathlib.PurePath,
   variables: Mapping,
   *,
   network: str,
@@ -40,7 +40,7 @@ def save(
 
 
 def load(
-  path: str | pathlib.Path, variables: Mapping, convention: Convention
+  path: str | pathlib.PurePath, variables: Mapping, convention: Convention
 ) -> dict:
   """Puts the trunk of a file in place; the heads stay freshly initialised.
 

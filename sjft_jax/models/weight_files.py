@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as encode
 
-from sjft_jax import files
+from sjft_jax import files, paths
 from sjft_jax.errors import UserError
 from sjft_jax.models.convention import Convention
 
@@ -38,7 +38,7 @@ class Weights:
   origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def write(path: str | pathlib.Path, weights: Weights) -> None:
+def write(path: str | pathlib.PurePath, weights: Weights) -> None:
   """Writes a weight file; it is there when it is whole."""
   tensors = {
     name: np.asarray(value, order='C')
@@ -52,7 +52,7 @@ def write(path: str | pathlib.Path, weights: Weights) -> None:
     file.write(encode(tensors, metadata))
 
 
-def read(path: str | pathlib.Path) -> Weights:
+def read(path: str | pathlib.PurePath) -> Weights:
   """Reads a weight file.
 
   Args:
@@ -69,7 +69,7 @@ def read(path: str | pathlib.Path) -> Weights:
   return dataclasses.replace(weights, tensors=tensors)
 
 
-def convention(path: str | pathlib.Path) -> Convention:
+def convention(path: str | pathlib.PurePath) -> Convention:
   """The input that the weights of a file want; raises as `read`."""
   return _open(path, lambda file: ())[0].convention
 
@@ -77,10 +77,10 @@ def convention(path: str | pathlib.Path) -> Convention:
 def _open(path, names):
   """(weights without tensors, the tensors of these names)."""
   # That of safetensors does not say which file is absent.
-  if not pathlib.Path(path).is_file():
+  if not paths.path(path).is_file():
     raise UserError(f'No weights can be read from {path}: it is no file.')
   try:
-    with safe_open(path, 'numpy') as file:
+    with files.on_disk(path) as found, safe_open(found, 'numpy') as file:
       metadata = dict(file.metadata() or {})
       tensors = {name: file.get_tensor(name) for name in names(file)}
   except (OSError, SafetensorError, TypeError) as error:

@@ -5,6 +5,7 @@ import base64
 import cv2
 import numpy as np
 
+from sjft_jax import files, paths
 from sjft_jax.data import preprocess
 from sjft_jax.report import lending, record, wording
 
@@ -82,9 +83,12 @@ def _spread(labels, count) -> np.ndarray:
 
 def hardest(path, next_k_q, target) -> dict:
   """The target images with the largest next K, wrong and unsure ones first."""
-  with np.load(path, allow_pickle=False) as file:
+  with (
+    files.opened(path) as file,
+    np.load(file, allow_pickle=False) as stored,
+  ):
     ids, labels, probability = (
-      file[f'train_{name}'] for name in ('id', 'label', 'probability')
+      stored[f'train_{name}'] for name in ('id', 'label', 'probability')
     )
   place = {name: i for i, name in enumerate(target.ids.tolist())}
   index = np.array([place[name] for name in ids.tolist()], int)
@@ -122,7 +126,7 @@ def withheld(workdir, results) -> dict | None:
   rows = record.csv_rows(workdir / 'guard' / 'quarantine.csv')
   pairs = []
   for path in sorted((workdir / 'guard' / 'pairs').glob('*.jpg')):
-    data = base64.b64encode(path.read_bytes()).decode()
+    data = base64.b64encode(paths.read(path)).decode()
     uri = f'data:image/jpeg;base64,{data}'
     pairs.append(rows[int(path.stem)] | {'uri': uri})
   head = ['Round', 'All test images, %', 'Without those in the source, %']

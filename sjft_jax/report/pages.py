@@ -9,7 +9,7 @@ import pathlib
 
 import jinja2
 
-from sjft_jax import files
+from sjft_jax import files, paths
 from sjft_jax.data import datasets
 from sjft_jax.report import comparison, record, run, wording
 
@@ -32,7 +32,7 @@ def write_run(
   Raises:
     ValueError: if the run names images that the data sets do not hold.
   """
-  workdir = pathlib.Path(workdir).resolve()
+  workdir = _named(workdir)
   context = run.context(workdir, target_train, source)
   return _write(workdir, 'run.html.j2', context)
 
@@ -57,7 +57,7 @@ def write_comparison(
   Raises:
     ValueError: if the example names images that the data sets do not hold.
   """
-  workdir, example = (pathlib.Path(p).resolve() for p in (workdir, example))
+  workdir, example = (_named(p) for p in (workdir, example))
   results = record.read(workdir / 'results.json')
   arms = comparison.ordered(results['arms'])
   arm, _, seed = example.name.rpartition('-')
@@ -77,6 +77,12 @@ def write_comparison(
     ),
   }
   return _write(workdir, 'comparison.html.j2', context)
+
+
+def _named(workdir):
+  """The directory by a path that ends in its name, as `.` does not."""
+  workdir = paths.path(workdir)
+  return workdir if paths.in_store(workdir) else workdir.resolve()
 
 
 def _write(workdir, template, context) -> pathlib.Path:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sjft_jax import files
+from sjft_jax import files, paths
 
 
 def read(path) -> dict:
@@ -25,14 +25,14 @@ def csv_rows(path) -> list[dict]:
   """A dict per line; none where the file is missing."""
   if not path.exists():
     return []
-  with open(path, newline='', encoding='utf-8') as file:
+  with files.opened_text(path) as file:
     return list(csv.DictReader(file))
 
 
 def json_lines(path) -> Iterator[dict]:
   """The objects of a file whose last line a kill may have cut short."""
   if path.exists():
-    for line in path.read_text(encoding='utf-8').splitlines():
+    for line in paths.read(path).decode().splitlines():
       with contextlib.suppress(json.JSONDecodeError):
         yield json.loads(line)
 
@@ -97,7 +97,7 @@ def confusion(path) -> tuple[list[str], np.ndarray]:
   """Classes, and test images by true class and answer, int [c, c]."""
   if not path.exists():
     return [], np.zeros((0, 0), int)
-  with open(path, newline='', encoding='utf-8') as file:
+  with files.opened_text(path) as file:
     _, *rows = csv.reader(file)
   return [name for name, *_ in rows], np.array(
     [list(map(int, counts)) for _, *counts in rows]
@@ -148,7 +148,8 @@ class Neighbours:
 
 def neighbours(path, target, source) -> Neighbours:
   """The neighbour table with positions for ids."""
-  table = pq.read_table(path)
+  with files.opened(path) as file:
+    table = pq.read_table(file)
 
   def positions(name, dataset):
     column = table[name].cast(pa.string())

@@ -9,6 +9,7 @@ from PIL import Image
 
 from sjft_jax import errors
 from sjft_jax.data import datasets
+from tests import store
 
 
 def _write(root, *paths, data=b'x'):
@@ -179,6 +180,59 @@ def test_unusable_csvs_get_one_clear_line(tmp_path, text, message):
   with pytest.raises(errors.UserError, match=message) as e:
     _pool(_csv(tmp_path, text))
   assert '\n' not in str(e.value)
+
+
+def test_a_folder_in_a_store_is_the_one_on_disk(tmp_path, bucket):
+  names = ('b/2.jpg', 'b/x/1.PNG', 'a/.3.jpg', 'a/4.txt', 'c/5.gif', '.d/6.jpg')
+  _write(tmp_path, *names, 'a-b/[7].jpg', 'a/8.webp', 'readme')
+  store.fill(bucket, 'b/set', tmp_path)
+  store.fill(bucket, 'b/set2', tmp_path)
+  plain, stored = _pool(tmp_path), _pool('gs://b/set')
+  assert len(plain) == 5
+  assert stored.ids.tolist() == plain.ids.tolist()
+  assert stored.digest == plain.digest
+  assert stored.read(1) == plain.read(1) == b'x'
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [('set/1.jpg', 'images lie directly'), ('other/1/1.jpg', 'does not exist')],
+)
+def test_other_stores_get_one_clear_line(tmp_path, bucket, name, message):
+  _write(tmp_path, name)
+  store.fill(bucket, 'b', tmp_path)
+  with pytest.raises(errors.UserError, match=message):
+    _pool('s3://b/set')
+
+
+def test_a_csv_in_a_store_is_the_one_on_disk(tmp_path, bucket):
+  text = 'path,label\nim/3.jpg,b\n./im//1.jpg,a\nim/none.jpg,b\n'
+  path = _csv(tmp_path, text)
+  store.fill(bucket, 'b/set', path.parent)
+  plain, stored = _pool(path), _pool(f's3://b/set/{path.name}')
+  assert stored.digest == plain.digest
+  assert stored.sizes.tolist() == [1, 1, -1]
+  assert stored.read(1) == b'x'
+  with pytest.raises(OSError, match='none'):
+    stored.read(2)
+
+
+@pytest.mark.parametrize(
+  'name', ['../x.jpg', 'im/../../x.jpg', '/b/x.jpg', '../set2/x.jpg', '..']
+)
+def test_a_csv_in_a_store_does_not_lead_out_of_its_folder(
+  tmp_path, bucket, name
+):
+  path = _csv(tmp_path, f'path,label\n{name},a\n')
+  store.fill(bucket, 'b/set', path.parent)
+  with pytest.raises(errors.UserError, match='leads out'):
+    _pool(f's3://b/set/{path.name}')
+
+
+def test_prepared_sets_must_lie_on_a_disk(bucket):
+  spec = {'kind': 'tfds', 'name': 'any', 'dir': 'gs://b/tfds', 'split': 'train'}
+  with pytest.raises(errors.UserError, match='must lie on a disk'):
+    datasets.open_pool({'main': spec})
 
 
 # --- The target ---------------------------------------------------------------

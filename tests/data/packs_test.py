@@ -9,6 +9,7 @@ import pytest
 
 from sjft_jax import errors
 from sjft_jax.data import datasets, packs
+from tests import store
 
 KINDS = ('zip', 'tar', 'tar.gz', 'tgz')
 
@@ -60,6 +61,33 @@ def test_an_archive_is_the_folder_it_was_made_of(tmp_path, content, kind):
     read = list(executor.map(packed.read, order * 3))
   assert read == [plain.read(i) for i in order * 3]
   assert sorted(os.listdir(tmp_path)) == ['folder', f'x.{kind}']
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_an_archive_in_a_store_is_the_one_on_disk(
+  tmp_path, bucket, content, kind
+):
+  _write(tmp_path / f'x.{kind}', {f'set/{k}': v for k, v in content.items()})
+  store.fill(bucket, 'b', tmp_path)
+  plain = _pool(tmp_path / f'x.{kind}' / 'set')
+  packed = _pool(f's3://b/x.{kind}/set')
+  assert packed.digest == plain.digest
+  with concurrent.futures.ThreadPoolExecutor(4) as executor:
+    read = list(executor.map(packed.read, range(len(packed))))
+  assert read == [plain.read(i) for i in range(len(plain))]
+
+
+def test_members_of_every_method_of_zip_are_read(tmp_path):
+  methods = (zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+  with zipfile.ZipFile(tmp_path / 'x.zip', 'w') as archive:
+    for i, method in enumerate(methods):
+      archive.writestr(f'a/{i}.jpg', b'same' * 99, method)
+  with (tmp_path / 'x.zip').open('rb') as file:
+    # As a program that unpacks itself.
+    whole = b'program' + file.read()
+  (tmp_path / 'x.zip').write_bytes(whole)
+  pool = _pool(tmp_path / 'x.zip')
+  assert [pool.read(i) for i in range(3)] == [b'same' * 99] * 3
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -208,6 +208,24 @@ def test_resize_averages_where_it_shrinks_and_interpolates_where_it_grows():
   np.testing.assert_array_equal(preprocess.resize(image[:8], 8), image[:8])
 
 
+@pytest.mark.parametrize('shape', [(17, 32), (23, 23), (31, 20), (32, 32),
+                                   (33, 20), (40, 75), (16, 24)])  # fmt: skip
+def test_resize_weighs_every_pixel_by_the_area_it_shares(shape):
+  size = 16
+  image = np.random.default_rng(0).choice([0, 255], (*shape, 3))
+  shared = []
+  for side in shape:
+    edges = np.arange(size + 1)[:, None] * (side / size)
+    pixels = np.arange(side)
+    overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+    shared.append(np.maximum(overlap, 0) * (size / side))
+  expected = np.einsum('ah,hwc,bw->abc', shared[0], image, shared[1])
+  found = preprocess.resize(image.astype(np.uint8), size)
+  assert np.abs(found - expected).max() <= 1
+  found = preprocess.resize(image.astype(np.float32), size)
+  np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
 def test_crops_and_mirror():
   image = np.arange(5 * 6 * 3, dtype=np.uint8).reshape(5, 6, 3)
   np.testing.assert_array_equal(

@@ -99,6 +99,36 @@ def test_gradient_of_the_pool_goes_to_each_maximum(monkeypatch, pool, backend):
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_pointwise_convolution_and_its_gradients_in_float64():
+  rng = np.random.default_rng(0)
+  x, w, g = (rng.normal(size=s) for s in ((2, 3, 4, 5), (5, 7), (2, 3, 4, 7)))
+  y, vjp = jax.vjp(
+    resnet.pointwise, jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)
+  )
+  dx, dw = vjp(jnp.asarray(g, jnp.float32))
+  for found, expected in (
+    (y, np.einsum('nhwi,io->nhwo', x, w)),
+    (dx, np.einsum('nhwo,io->nhwi', g, w)),
+    (dw, np.einsum('nhwi,nhwo->io', x, g)),
+  ):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_kernels_of_one_pixel_are_no_copies_of_the_map():
+  """What XLA's CPU backend makes of four axes: a transposed cotangent."""
+  block = resnet.Bottleneck(
+    8, 1, False, False, lambda name: lambda x: x, jnp.float32
+  )
+  x = jnp.zeros((4, 16, 16, 32))
+  params = block.init(jax.random.key(0), x)
+  gradient = jax.jit(jax.grad(lambda p, x: block.apply(p, x).sum()))
+  compiled = gradient.lower(params, x).compile().as_text()
+  m = 4 * 16 * 16
+  assert f'[{m},8]' in compiled
+  assert f'[8,{m}]' not in compiled
+  assert f'[32,{m}]' not in compiled
+
+
 @pytest.mark.parametrize('setting', ['stem', 'variant'])
 def test_unknown_stem_or_variant_is_named(setting):
   with pytest.raises(ValueError, match='huge'):

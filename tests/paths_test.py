@@ -1,0 +1,147 @@
+import pathlib
+
+import fsspec
+import pytest
+
+from sjft_jax import files, main, paths
+from sjft_jax.errors import UserError
+from tests import store
+
+
+@pytest.mark.parametrize('text', ['a/b', '/a/b', '~/a', 'a:b/c', 'x.zip/a'])
+def test_a_text_without_a_scheme_is_of_the_disk(text):
+  assert paths.path(text) == pathlib.Path(text)
+  assert not paths.in_store(paths.path(text))
+
+
+@pytest.mark.parametrize('scheme', ['gs', 's3'])
+def test_a_path_in_a_store_keeps_its_scheme(bucket, scheme):
+  path = paths.path(f'{scheme}://b/run') / 'a' / 'x.json'
+  assert paths.in_store(path)
+  assert paths.path(path) is path
+  assert str(path) == f'{scheme}://b/run/a/x.json'
+  assert path.parent.name == 'a'
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    'gs:/b/run',
+    's3:b',
+    's3://',
+    's3:///run',
+    's3://b/../other',
+    's3://b/run/..',
+    's3://b/*.zip',
+    'memory://b/run',
+    'https://b/run',
+    pathlib.Path('s3://b/run'),
+  ],
+)
+def test_what_is_neither_is_refused(bucket, text, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match='Needed a path of a disk, gs://BUCKET'):
+    files.write_json(text, 1)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+  def fail(scheme):
+    raise ImportError(f'no {scheme}')
+
+  monkeypatch.setattr(fsspec, 'get_filesystem_class', fail)
+  paths._opened.cache_clear()
+  with pytest.raises(UserError, match=r'gcsfs .*pip install .*cloud') as caught:
+    paths.path('gs://b/run')
+  assert '\n' not in str(caught.value)
+  paths._opened.cache_clear()
+
+
+def test_what_must_be_on_a_disk_is_refused_in_a_store(bucket, tmp_path):
+  assert paths.on_disk(tmp_path, 'x') == tmp_path
+  with pytest.raises(UserError, match='must lie on a disk'):
+    paths.on_disk('s3://b/cache', 'search.cache')
+
+
+def test_a_write_to_a_store_is_whole_or_absent(bucket):
+  path = paths.path('s3://b/run/value.json')
+  files.write_json(path, {'é': [1]})
+
+  def fail():
+    with files.replacing(path) as file:
+      file.write(b'half')
+      raise RuntimeError
+
+  with pytest.raises(RuntimeError):
+    fail()
+  assert files.read_json(path) == {'é': [1]}
+  assert [name for name, _ in paths.below(path.parent)] == ['value.json']
+
+
+def test_the_file_that_tells_a_directory_is_whole_comes_last(
+  bucket, monkeypatch
+):
+  directory, seen = paths.path('s3://b/run/guard'), []
+  files.write_json(directory / 'old.json', 1)
+  put = store.Store.put_file
+
+  def slow(self, local, key, **kwargs):
+    seen.append(key.rpartition('/')[2])
+    return put(self, local, key, **kwargs)
+
+  monkeypatch.setattr(store.Store, 'put_file', slow)
+  with files.building(directory, 'a.json') as beside:
+    (beside / 'pairs').mkdir(parents=True)
+    for name in ('a.json', 'b.csv', 'pairs/0.jpg'):
+      (beside / name).write_bytes(b'x')
+  assert seen == ['b.csv', '0.jpg', 'a.json']
+  names = [name for name, _ in paths.below(directory)]
+  assert names == ['a.json', 'b.csv', 'pairs/0.jpg']
+
+
+def test_a_directory_is_copied_and_removed(bucket, tmp_path):
+  for name in ('a', 'b/c'):
+    files.write_json(paths.path('gs://b/run/one') / name, name)
+  files.write_json('gs://b/run/one2', 0)
+  files.copy_tree(paths.path('gs://b/run/one'), tmp_path / 'copy')
+  assert files.read_json(tmp_path / 'copy/b/c') == 'b/c'
+  for _ in range(2):
+    paths.remove_tree(paths.path('gs://b/run/one'))
+  assert [name for name, _ in paths.below(paths.path('gs://b'))] == ['run/one2']
+
+
+def test_a_part_of_a_file_is_the_same_on_disk_and_in_a_store(bucket, tmp_path):
+  (tmp_path / 'x').write_bytes(bytes(range(100)))
+  store.fill(bucket, 'b', tmp_path)
+  for path in (tmp_path / 'x', paths.path('s3://b/x')):
+    assert paths.parts(path)(7, 3) == bytes([7, 8, 9])
+    assert paths.parts(path)(98, 30) == bytes([98, 99])
+    assert paths.reader(path.parent)('x') == bytes(range(100))
+  assert files.digest('s3://b/x') == files.digest(tmp_path / 'x')
+
+
+def test_what_is_not_there_is_told_from_a_store_that_is_silent(
+  bucket, monkeypatch
+):
+  read = paths.reader(paths.path('s3://b/set'))
+  with pytest.raises(FileNotFoundError):
+    read('none.jpg')
+
+  def fail(*args, **kwargs):
+    raise TimeoutError('no answer\nat all')
+
+  monkeypatch.setattr(store.Store, 'cat_file', fail)
+  # An image that cannot be read is passed over; a network is no image.
+  with pytest.raises(UserError, match=r'none\.jpg cannot be reached: Time'):
+    read('none.jpg')
+
+
+def test_what_packages_of_stores_raise_is_one_line(capsys):
+  error = type('Refused', (Exception,), {'__module__': 'botocore.exceptions'})
+
+  def work():
+    raise error('no\ncredentials')
+
+  assert main.guarded(work) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'Refused: no credentials' in line

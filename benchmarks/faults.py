@@ -1,25 +1,26 @@
 """Whether a run of several processes survives what happens to processes.
 
   python -m benchmarks.faults --directory=DIR [--kills=20] [--processes=2] \
-      [--seed=0]
+      [--size=demo] [--seed=0]
 
-Starts a small run (digits beside MNIST, from pip packages), and at a random
-moment kills a random process (SIGKILL), stops one (SIGSTOP: a machine that
-hangs) or has all end (SIGTERM: preemption). Then it waits until the others have
-ended, and gives the same command again; a finished run is checked and another
-begun, until all kills are spent. It prints per kill: kind, the stage, seconds
-until all had ended, their exit codes, what the next start went on from; and per
-finished run whether neighbours, probabilities and results are, bit for bit,
-those of a run that nothing happened to. Logs of all processes stay in DIR.
+Starts a run of the demo's size (configs/demo.py:selective), or a small one of
+the same data (--size=small), and at a random moment kills a random process
+(SIGKILL), stops one (SIGSTOP: a machine that hangs) or has all end (SIGTERM:
+preemption). Then it waits until the others have ended, and gives the same
+command again; a finished run is checked and another begun, until all kills are
+spent. It prints per kill: kind, when, seconds until all had ended, their exit
+codes, what the next start goes on from; and per finished run whether
+neighbours, probabilities and results are, bit for bit, those of a run that
+nothing happened to. The same command again goes on after the kills that
+DIR/log.jsonl holds. The logs of all processes stay in DIR.
 """
 
 import argparse
+import collections
 import json
 import os
 import pathlib
 import random
-import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -28,53 +29,49 @@ import time
 
 import numpy as np
 
+from sjft_jax import workdirs
+
 ROOT = pathlib.Path(__file__).parent.parent
-HEARTBEAT, SHUTDOWN, CONNECT, ROUNDS = 30, 60, 60, 2
+KINDS = 'SIGKILL', 'SIGSTOP', 'SIGTERM'
+HEARTBEAT, SHUTDOWN, CONNECT = 30, 60, 60
 SETTINGS = {
-  'target.kind': 'packaged',
-  'target.name': 'digits',
-  'target.per_class': 5,
-  'source.main.kind': 'packaged',
-  'source.main.name': 'mnist',
-  'source.main.quota': 1500,
   'processes.heartbeat': HEARTBEAT,
   'processes.shutdown': SHUTDOWN,
   'processes.connect': CONNECT,
   'threads': 1,
-  'describe.resize': 32,
-  'describe.crop': 32,
-  'budget.initial': 20,
-  'budget.maximum': 200,
-  'pretrain.steps': 16,
-  'pretrain.batch': 32,
-  'pretrain.warmup': 4,
-  'rounds': ROUNDS,
-  'train.resize': 36,
-  'train.crop': 32,
-  'train.mirror': False,
-  'train.steps': 16,
-  'train.target_batch': 20,
-  'train.source_batch': 20,
-  'train.checkpoint_every': 4,
-  'optim.boundaries': '(12,)',
-  'evaluate.batch': 256,
+}
+SIZES = {
+  # So that some kills come before, and some between two checkpoints.
+  'demo': {'train.checkpoint_every': 20},
+  'small': {
+    'source.mnist.quota': 1500,
+    'source.photographs.use': False,
+    'pretrain.steps': 16,
+    'pretrain.batch': 32,
+    'pretrain.warmup': 4,
+    'rounds': 2,
+    'train.steps': 16,
+    'train.checkpoint_every': 4,
+    'optim.boundaries': '(12,)',
+  },
 }
 
 
-def start(workdir, processes, log):
+def start(workdir, processes, log, size):
   """The processes of one start, in order."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
-  log.mkdir(parents=True)
+  log.mkdir(parents=True, exist_ok=True)
+  settings = SETTINGS | SIZES[size]
   command = [
     sys.executable,
     '-m',
     'sjft_jax.main',
     '--multihost',
-    f'--config={ROOT}/configs/folders.py',
+    f'--config={ROOT}/configs/demo.py:selective',
     f'--workdir={workdir}',
-    *(f'--config.{name}={value}' for name, value in SETTINGS.items()),
+    *(f'--config.{name}={value}' for name, value in settings.items()),
   ]
   running = []
   for i in range(processes):
@@ -104,30 +101,6 @@ def last_line(path):
   return lines[-1] if lines else ''
 
 
-def reached(workdir):
-  """What a start would go on from."""
-  for directory, name in (
-    *((f'rounds/{m}', f'round {m}') for m in reversed(range(ROUNDS))),
-    ('pretrain', 'pretraining'),
-  ):
-    steps = [
-      int(path.name)
-      for path in (workdir / directory).glob('checkpoint/*')
-      if re.fullmatch('[0-9]+', path.name)
-    ]
-    if steps:
-      return f'{name}, update {max(steps)}'
-  for path, name in (
-    ('pretrain/trunk.safetensors', 'the pretrained trunk'),
-    ('selection/neighbours.parquet', 'the neighbours'),
-    ('selection/edges.npz', 'the edges'),
-    ('guard/record.json', 'the guard'),
-  ):
-    if (workdir / path).exists():
-      return name
-  return 'the beginning'
-
-
 def wait(running, seconds):
   """Waits for all; returns those that have not ended."""
   until = time.monotonic() + seconds
@@ -146,7 +119,7 @@ def outcome(workdir):
   found['neighbours'] = (
     workdir / 'selection' / 'neighbours.parquet'
   ).read_bytes()
-  for m in range(ROUNDS):
+  for m in range(len(results['rounds'])):
     with np.load(workdir / 'rounds' / str(m) / 'posteriors.npz') as stored:
       found[f'probabilities of round {m}'] = (
         stored['train_probability'].tobytes()
@@ -166,70 +139,149 @@ def kill(rng, running, kind):
   return [p for p in running if p is not victim]
 
 
+class Series:
+  """Starts of runs, and the log of what came of each.
+
+  Args:
+    directory: of the runs and their logs.
+    processes: of a run.
+    size: of SIZES.
+    seed: of the moments.
+  """
+
+  def __init__(self, directory, processes, size, seed):
+    self._directory, self._size, self._seed = directory, size, seed
+    self._processes, self._path = processes, directory / 'log.jsonl'
+    directory.mkdir(parents=True, exist_ok=True)
+    lines = self._path.read_text().splitlines() if self._path.exists() else ()
+    self.log = [json.loads(line) for line in lines]
+
+  def events(self, kind):
+    """What the log holds of a kind: undisturbed, kill or finished."""
+    return [event for event in self.log if event['event'] == kind]
+
+  def _note(self, **event):
+    self.log.append(event)
+    with self._path.open('a') as file:
+      file.write(f'{json.dumps(event)}\n')
+    print(sentence(event), flush=True)
+
+  def _start(self, workdir):
+    log = self._directory / 'log' / str(len(self.log))
+    return start(workdir, self._processes, log, self._size), log
+
+  def undisturbed(self):
+    """Makes the run that nothing happens to, once; returns its seconds."""
+    if not self.events('undisturbed'):
+      begun = time.monotonic()
+      running, _ = self._start(self._directory / 'undisturbed')
+      codes = [process.wait() for process in running]
+      if any(codes):
+        raise RuntimeError(f'The undisturbed run ended with {codes}.')
+      seconds = time.monotonic() - begun
+      self._note(event='undisturbed', seconds=seconds)
+    return self.events('undisturbed')[0]['seconds']
+
+  def disturb(self, latest):
+    """One start, killed within `latest` seconds, or finished before.
+
+    Args:
+      latest: seconds; 0 lets it finish.
+
+    Returns:
+      Whether it was finished.
+    """
+    runs, kills = len(self.events('finished')), len(self.events('kill'))
+    rng = random.Random(f'{self._seed}-{len(self.log)}')
+    workdir = self._directory / f'run-{runs}'
+    running, log = self._start(workdir)
+    delay = rng.uniform(2, latest) if latest else 1e9
+    if not wait(running, delay):
+      codes = [process.returncode for process in running]
+      expected = outcome(self._directory / 'undisturbed')
+      found = outcome(workdir)
+      differ = [name for name in expected if found[name] != expected[name]]
+      same = [name for name in expected if name not in differ]
+      self._note(
+        event='finished', run=runs, codes=codes, same=same, differ=differ
+      )
+      return True
+    # Evenly, since kinds are compared.
+    kind = KINDS[kills % len(KINDS)]
+    begun = time.monotonic()
+    others = kill(rng, running, kind)
+    hanging = wait(others, 10 * HEARTBEAT)
+    seconds = time.monotonic() - begun
+    for process in running:
+      process.kill()
+      process.wait()
+    time.sleep(1)  # for lines that are said for a process that was aborted
+    said = [last_line(log / f'{running.index(p)}.log') for p in others]
+    self._note(
+      event='kill',
+      number=kills + 1,
+      kind=kind,
+      delay=delay,
+      victim=[i for i, p in enumerate(running) if p not in others],
+      seconds=seconds,
+      hanging=len(hanging),
+      codes=[process.returncode for process in others],
+      reached=workdirs.reached(workdir),
+      said=said,
+    )
+    return False
+
+
+def sentence(event):
+  """One line of the log, to be read."""
+  if event['event'] == 'undisturbed':
+    return f'Undisturbed: {event["seconds"]:.0f} s'
+  if event['event'] == 'finished':
+    return (
+      f'Run {event["run"]} finished, codes {event["codes"]}: the same '
+      f'{", ".join(event["same"])}; DIFFERENT {", ".join(event["differ"])}.'
+    )
+  return (
+    f'{event["number"]:3d} {event["kind"]} of {event["victim"] or "all"} after '
+    f'{event["delay"]:5.1f} s: {"HANGING" if event["hanging"] else "ended"} '
+    f'after {event["seconds"]:4.1f} s, codes {event["codes"]}; goes on from '
+    f'{event["reached"]}; {event["said"][0][:200]!r}'
+  )
+
+
 def main():
   """Kills until all kills are spent; prints what came of it."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--directory', type=pathlib.Path, required=True)
   parser.add_argument('--kills', type=int, default=20)
   parser.add_argument('--processes', type=int, default=2)
+  parser.add_argument('--size', choices=SIZES, default='demo')
   parser.add_argument('--seed', type=int, default=0)
   args = parser.parse_args()
-  rng = random.Random(args.seed)
-  shutil.rmtree(args.directory, ignore_errors=True)
-
-  begun = time.monotonic()
-  running = start(
-    args.directory / 'undisturbed', args.processes, args.directory / 'log' / '0'
-  )
-  for process in running:
-    process.wait()
-  whole = time.monotonic() - begun
-  expected = outcome(args.directory / 'undisturbed')
-  print(f'Undisturbed: {whole:.0f} s, {args.processes} processes', flush=True)
-
-  spent, runs, longest, differ, finished = 0, 0, 0.0, [], True
-  while spent < args.kills or not finished:
-    if finished:
-      workdir, finished = args.directory / f'run-{runs}', False
-      runs += 1
-    number = len(list((args.directory / 'log').iterdir()))
-    log = args.directory / 'log' / str(number)
-    running = start(workdir, args.processes, log)
+  series = Series(args.directory, args.processes, args.size, args.seed)
+  for event in series.log:
+    print(sentence(event))
+  whole, finished = series.undisturbed(), False
+  while len(series.events('kill')) < args.kills or not finished:
     # Late enough to come forward, early enough to spend the kills.
-    delay = rng.uniform(2, 0.6 * whole) if spent < args.kills else 1e9
-    left = wait(running, delay)
-    if left:
-      kind = rng.choice(('SIGKILL', 'SIGSTOP', 'SIGTERM'))
-      begun = time.monotonic()
-      others = kill(rng, running, kind)
-      hanging = wait(others, 10 * HEARTBEAT)
-      seconds = time.monotonic() - begun
-      for process in running:
-        process.kill()
-        process.wait()
-      spent, longest = spent + 1, max(longest, seconds)
-      codes = [process.returncode for process in others]
-      line = last_line(log / f'{running.index(others[0])}.log')
-      print(
-        f'{spent:3d} {kind} after {delay:5.1f} s: '
-        f'{"HANGING" if hanging else "ended"} after {seconds:4.1f} s, codes '
-        f'{codes}; goes on from {reached(workdir)}; {line[:200]!r}',
-        flush=True,
-      )
-      continue
-    codes = [process.returncode for process in running]
-    found = outcome(workdir)
-    differ += [name for name in expected if found[name] != expected[name]]
-    same = ', '.join(
-      f'{name} {"the same" if found[name] == expected[name] else "DIFFER"}'
-      for name in expected
+    spent = len(series.events('kill')) >= args.kills
+    finished = series.disturb(0 if spent else 0.6 * whole)
+  kills = series.events('kill')
+  for kind in KINDS:
+    of = [event for event in kills if event['kind'] == kind]
+    codes = collections.Counter(code for e in of for code in e['codes'])
+    unclear = sum(not x.startswith('sjft_jax: ') for e in of for x in e['said'])
+    print(
+      f'{len(of)} x {kind}: all ended after '
+      f'{max((e["seconds"] for e in of), default=0):.1f} s at most, '
+      f'{sum(e["hanging"] for e in of)} hanging, codes {dict(codes)}, '
+      f'{unclear} without a last line of ours'
     )
-    print(f'Run {runs - 1} finished, codes {codes}: {same}', flush=True)
-    finished = True
+  differ = sum(len(event['differ']) for event in series.events('finished'))
   print(
-    f'{spent} kills over {runs} runs; the longest took {longest:.1f} s to end '
-    f'all (heartbeat {HEARTBEAT} s, shutdown {SHUTDOWN} s); '
-    f'{len(differ)} differences from the undisturbed run.'
+    f'{len(kills)} kills over {len(series.events("finished"))} finished runs '
+    f'(heartbeat {HEARTBEAT} s, shutdown {SHUTDOWN} s, connect {CONNECT} s); '
+    f'{differ} differences from the undisturbed run.'
   )
 
 

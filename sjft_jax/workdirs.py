@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import re
 import time
 
 import jax
@@ -111,6 +112,52 @@ def _flat(settings, prefix=''):
     else:
       flat[prefix + name] = value
   return flat
+
+
+def reached(workdir) -> str:
+  """What the next start goes on from, in words.
+
+  Args:
+    workdir: of a run; or of a comparison, of which the run begun last counts.
+  """
+  workdir = paths.path(workdir)
+  if paths.in_store(workdir):
+    return 'what is saved'  # Asking a store takes time that there may not be.
+  # Those of a comparison lie two deeper.
+  begun = [
+    (path.stat().st_mtime, path.parent)
+    for path in workdir.glob('*/*/config.json')
+  ]
+  directory = max(begun)[1] if begun else workdir
+  of = f' of {directory.name}' if begun else ''
+  return f'{_reached(directory)}{of}'
+
+
+def _reached(directory):
+  rounds = sorted(
+    (int(path.name) for path in directory.glob('rounds/[0-9]*')), reverse=True
+  )
+  for part, name in (
+    *((f'rounds/{m}', f'round {m}') for m in rounds),
+    ('pretrain', 'pretraining'),
+  ):
+    steps = [
+      int(path.name)
+      for path in directory.glob(f'{part}/checkpoint/*')
+      # What is being written has another name.
+      if re.fullmatch('[0-9]+', path.name)
+    ]
+    if steps:
+      return f'{name}, update {max(steps)}'
+  for path, name in (
+    ('pretrain/trunk.safetensors', 'the pretrained trunk'),
+    ('selection/neighbours.parquet', 'the neighbours'),
+    ('selection/edges.npz', 'the edges'),
+    ('guard/record.json', 'the guard'),
+  ):
+    if (directory / path).exists():
+      return name
+  return 'the beginning'
 
 
 class Clock:

@@ -12,8 +12,11 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 @pytest.fixture(autouse=True, scope='session')
 def _own_cache(tmp_path_factory):
-  """Hash tables of tests are not left in the user's cache."""
+  """Of tests, hash tables and what their commands compile, not the user's."""
   with pytest.MonkeyPatch.context() as patch:
+    compiled = tmp_path_factory.mktemp('compiled')
+    patch.setenv('JAX_COMPILATION_CACHE_DIR', str(compiled))
+    patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
     patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
     yield
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sjft_jax import evaluate, mesh
-from sjft_jax.data import datasets
+from sjft_jax.data import datasets, preprocess
 
 
 def test_mean_class_accuracy_by_hand():
@@ -125,7 +125,7 @@ def test_posteriors_are_averages_over_the_views(views, mirror):
   )
   assert valid.all()
   for row, image in zip(found, images, strict=True):
-    shrunk = cv2.resize(image, (5, 5), interpolation=cv2.INTER_AREA)
+    shrunk = preprocess.resize(image, 5)
     cuts = {
       'centre': [image[2:7, 2:7]],
       'ten': [

@@ -3,10 +3,12 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 
 import cv2
 import jax
@@ -22,6 +24,7 @@ from sjft_jax import (
   mesh,
   metrics,
   processes,
+  retrieval,
   search,
   tables,
 )
@@ -32,12 +35,17 @@ from tests import digits, store
 from tests.described import Describer, Stream, counts
 
 ROOT = pathlib.Path(__file__).parent.parent
+# By which devices tell each other something, in a compiled program.
+_COLLECTIVE = re.compile(r' = .*\b(all-|reduce-scatter|collective-)[^ ]*\(')
 # More shards than processes, the last one short.
 SETTINGS = dict(k=12, rows=32, shard_images=40)
 
 
-def start(function, count, devices, *args):
-  """Starts processes that call `function(address, count, index, *args)`."""
+def start(function, count, devices, *args, xla=''):
+  """Starts processes that call `function(address, count, index, *args)`.
+
+  With `xla` as further flags of XLA.
+  """
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
@@ -49,6 +57,7 @@ def start(function, count, devices, *args):
     'JAX_PLATFORMS': 'cpu',
     'JAX_NUM_CPU_DEVICES': f'{devices}',
     'PYTHONPATH': str(ROOT),
+    'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {xla}'.strip(),
   }
   return [
     subprocess.Popen(
@@ -144,10 +153,12 @@ def edges(devices, binning):
   return describer
 
 
-def test_processes_leave_the_bytes_of_one(tmp_path):
+def test_processes_leave_the_bytes_of_one_and_the_search_tells_nothing(
+  tmp_path,
+):
   work(mesh.make(), tmp_path / 'one', (0, 1))
-  directory = tmp_path / 'many'
-  ended = ends(start(share, 2, 2, directory))
+  directory, dump = tmp_path / 'many', tmp_path / 'dump'
+  ended = ends(start(share, 2, 2, directory, xla=f'--xla_dump_to={dump}'))
   assert [code for code, _ in ended] == [0, 0], ended
   for kind in (
     '.parquet',
@@ -157,6 +168,24 @@ def test_processes_leave_the_bytes_of_one(tmp_path):
     for i in range(2):
       assert (directory / f'{i}{kind}').read_bytes() == expected
   assert not (directory / 'shards').exists()
+  programs = [
+    (path.name.split('.')[1], path.read_text())
+    for path in dump.glob('*after_optimizations.txt')
+  ]
+  names = {name for name, _ in programs}
+  telling = {name for name, text in programs if _COLLECTIVE.search(text)}
+  # The bins' edges are counted by all devices of a process together.
+  assert telling == {
+    'jit_count_digits',
+    'jit__extremes',
+    'jit__count_cells',
+    'jit__identity_fn',
+  }
+  assert names - telling > {
+    'jit_bounds',
+    'jit_candidates',
+    'jit_jeffreys_pairs',
+  }
 
 
 def keep(address, count, index, directory):
@@ -361,13 +390,39 @@ def test_sigterm_saves_and_the_same_command_goes_on(data, reference, tmp_path):
   given = flags(data, tmp_path / 'run')
   ((code, said),) = ends(start(command, 1, 4, tmp_path, 2, *given))
   assert code == 0, said
-  assert 'Stopped by SIGTERM after update 4, which is saved' in said
+  # Which is agreed on while the next updates run.
+  assert re.search('SIGTERM after update [345], which is saved', said), said
   ((code, said),) = ends(start(command, 1, 4, tmp_path, 0, *given))
   assert code == 0, said
   assert not (tmp_path / 'batch-6-0-1.json').exists()
   for name in ('selection/neighbours.parquet', 'rounds/0/posteriors.npz'):
     one, other = (d / 'run' / name for d in (reference, tmp_path))
     assert one.read_bytes() == other.read_bytes()
+
+
+def take_over(address, count, index, run):
+  """Takes a search over that only the first process knows of, which is late."""
+  processes.start(
+    address, int(count), int(index), heartbeat=30, shutdown=10, connect=60
+  )
+  had = retrieval.reopen(run, mesh.own(mesh.make()))
+  if index == '0':
+    time.sleep(3)
+  found = retrieval.find(
+    had.settings,
+    had.target,
+    had.source,
+    pathlib.Path(run).with_name('taken'),
+    mesh=mesh.make(),
+    donors=[] if int(index) else [pathlib.Path(run) / 'selection'],
+  )
+  np.testing.assert_array_equal(found.index_qk, had.table.index_qk)
+  return processes.leave(0)
+
+
+def test_a_search_taken_over_leaves_no_process_waiting(reference):
+  ended = ends(start(take_over, 2, 1, reference / 'run'), timeout=60)
+  assert [code for code, _ in ended] == [0, 0], ended
 
 
 def test_two_processes_of_two_devices_train_as_one_of_four(

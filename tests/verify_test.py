@@ -150,7 +150,7 @@ def test_a_second_target_set_reads_no_source_image(
     opened.append(str(file))
     return open(file, *args, **kwargs)
 
-  monkeypatch.setattr('sjft_jax.data.datasets.open', watch, raising=False)
+  monkeypatch.setattr('sjft_jax.paths.open', watch, raising=False)
   cached = search(settings(data, **changes, **cache), tmp_path / 'cached')
   assert opened
   assert not [name for name in opened if '/source/' in name]

@@ -3,12 +3,15 @@ import sys
 
 import pytest
 
-from sjft_jax import files
+from sjft_jax import files, paths
 from sjft_jax.errors import UserError
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-  path = tmp_path / 'value.json'
+@pytest.mark.parametrize('root', ['', 's3://b/run'])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+  tmp_path, bucket, root
+):
+  path = paths.path(root or tmp_path / 'run') / 'value.json'
   files.write_json(path, {'é': [1]})
 
   def fail():
@@ -19,7 +22,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
   with pytest.raises(RuntimeError):
     fail()
   assert files.read_json(path) == {'é': [1]}
-  assert list(tmp_path.iterdir()) == [path]
+  assert [name for name, _ in paths.below(path.parent)] == ['value.json']
 
 
 def test_what_a_killed_write_left_is_cleared_away(tmp_path):

@@ -63,21 +63,6 @@ def test_what_must_be_on_a_disk_is_refused_in_a_store(bucket, tmp_path):
     paths.on_disk('s3://b/cache', 'search.cache')
 
 
-def test_a_write_to_a_store_is_whole_or_absent(bucket):
-  path = paths.path('s3://b/run/value.json')
-  files.write_json(path, {'é': [1]})
-
-  def fail():
-    with files.replacing(path) as file:
-      file.write(b'half')
-      raise RuntimeError
-
-  with pytest.raises(RuntimeError):
-    fail()
-  assert files.read_json(path) == {'é': [1]}
-  assert [name for name, _ in paths.below(path.parent)] == ['value.json']
-
-
 def test_the_file_that_tells_a_directory_is_whole_comes_last(
   bucket, monkeypatch
 ):

@@ -319,11 +319,18 @@ def _convolution(features, side=1, stride=1, *, dtype, name):
   )
 
 
-def pointwise(x_nhwc, kernel_io):
-  """A 1 x 1 convolution.
+def pointwise(x_nhwc: jax.Array, kernel_io: jax.Array) -> jax.Array:
+  """A 1 x 1 convolution, as a product of two matrices.
 
-  As a product of two matrices: of four axes, XLA's CPU backend transposes the
-  cotangent for the kernel's gradient, one number at a time.
+  Of four axes, XLA's CPU backend transposes the cotangent for the kernel's
+  gradient, one number at a time.
+
+  Args:
+    x_nhwc: floating point [n, h, w, i]; n may be 0.
+    kernel_io: [i, o], of the same dtype.
+
+  Returns:
+    Responses, [n, h, w, o].
   """
   *nhw, i = x_nhwc.shape
   y_mo = x_nhwc.reshape(math.prod(nhw), i) @ kernel_io

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from sjft_jax.models.resnet import STEMS, convolve, pointwise
+from sjft_jax.models.convolutions import convolve, pointwise
+from sjft_jax.models.resnet import STEMS
 
 _GROUPS = 32
 _he_normal = nn.initializers.he_normal()

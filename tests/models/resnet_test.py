@@ -99,21 +99,6 @@ def test_gradient_of_the_pool_goes_to_each_maximum(monkeypatch, pool, backend):
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_pointwise_convolution_and_its_gradients_in_float64():
-  rng = np.random.default_rng(0)
-  x, w, g = (rng.normal(size=s) for s in ((2, 3, 4, 5), (5, 7), (2, 3, 4, 7)))
-  y, vjp = jax.vjp(
-    resnet.pointwise, jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)
-  )
-  dx, dw = vjp(jnp.asarray(g, jnp.float32))
-  for found, expected in (
-    (y, np.einsum('nhwi,io->nhwo', x, w)),
-    (dx, np.einsum('nhwo,io->nhwi', g, w)),
-    (dw, np.einsum('nhwi,nhwo->io', x, g)),
-  ):
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-
-
 def test_kernels_of_one_pixel_are_no_copies_of_the_map():
   """What XLA's CPU backend makes of four axes: a transposed cotangent."""
   block = resnet.Bottleneck(

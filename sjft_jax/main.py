@@ -35,12 +35,12 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer(
   'processes',
-  os.environ.get('JAX_NUM_PROCESSES'),
+  None,
   'How many there are; default: JAX_NUM_PROCESSES, or as for --coordinator.',
 )
 _PROCESS = flags.DEFINE_integer(
   'process',
-  os.environ.get('JAX_PROCESS_ID'),
+  None,
   'Which this is, from 0; default: JAX_PROCESS_ID, or as for --coordinator.',
 )
 
@@ -81,6 +81,10 @@ def _say(message) -> int:
   return 2
 
 
+def _first_line(error):
+  return str(error).partition('\n')[0][:200]
+
+
 def _machine_mend(error):
   """The line for a fault of the machine, or None: a fault of the program."""
   while error is not None:
@@ -116,6 +120,9 @@ def parse(argv):
           f'--{flag.name} is needed: python -m sjft_jax.main '
           '--config=configs/folders.py --workdir=runs/mine'
         )
+    for flag in (_COORDINATOR, _PROCESSES, _PROCESS):
+      if flag.value is not None and not _MULTIHOST.value:
+        raise UserError(f'--{flag.name} is for --multihost; give that, too.')
   except (AttributeError, KeyError) as error:
     reason = str(error.args[0])
     # ml_collections passes the repr of its own message on.
@@ -143,12 +150,17 @@ def _work(argv, accept):
   c, workdir = parse(argv)
   workdir = paths.path(workdir)
   accept(c)
+  # Before they are used, which is before all other settings are checked.
+  for name, seconds in c.processes.items():
+    if seconds < 1:
+      raise UserError(f'processes.{name} must be at least 1 s, not {seconds}.')
   from sjft_jax import processes, workdirs
 
   # Before the processes join, which is a native call already.
   stop = functools.partial(
     processes.stop,
     seconds=c.processes.shutdown,
+    heartbeat=c.processes.heartbeat,
     reached=functools.partial(workdirs.reached, workdir),
   )
   preemption.watch(processes.sent, stop)
@@ -172,7 +184,7 @@ def run(argv, accept=lambda c: None) -> int:
     argv: the command line.
     accept: raises a UserError for settings that this command does not take.
   """
-  code, stopped = 1, None
+  code, stopped, fault = 1, None, None
   preemption.listen()
   try:
     code = guarded(_work, argv, accept)
@@ -181,12 +193,16 @@ def run(argv, accept=lambda c: None) -> int:
   except Exception as error:
     from sjft_jax import processes
 
+    fault = error
     # What fails because the others had to leave is no fault.
     if preemption.asked() and processes.lost(error):
       code, stopped = 0, preemption.Preemption()
-    else:
-      traceback.print_exc()
+  # What fails while another thread takes leave is not to be said.
   preemption.claim()
+  if fault and stopped:
+    print(f'The others had left: {_first_line(fault)}', file=sys.stderr)
+  elif fault:
+    traceback.print_exception(fault)
   if stopped:
     print(f'sjft_jax: {stopped}', file=sys.stderr)
   if flags.FLAGS.is_parsed() and _MULTIHOST.value:

@@ -11,7 +11,9 @@ all have ended in time, whatever they were doing.
 import contextlib
 import itertools
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -30,12 +32,26 @@ from sjft_jax.errors import UserError
 
 # A look at the store; signals are heard in between.
 _POLL_MS = 500
+# What the first process gives the others to leave before it.
+_PATIENCE = 5
+# To look what is reached, on a file system that may hang.
+_SAYING = 2
 _numbers = itertools.count()
 _STOP = 'stop'
 # Parts of the time to end in after SIGTERM. The first process serves the
 # others' store and is their heartbeats' ear: it goes last, for its end ends
 # them, and not in order.
 _FIRST_LEAVES, _OTHERS_LEAVE = 7 / 8, 3 / 4
+# How errors begin where another process is gone: a closed connection of Gloo
+# or NCCL, which passes through NumPy as a ValueError, or a word of the
+# coordination service.
+_GONE = re.compile(
+  r'(ABORTED|CANCELLED|DEADLINE_EXCEEDED|UNAVAILABLE): '
+  r'|(FAILED_PRECONDITION|INTERNAL|UNKNOWN): .*'
+  r'(Gloo|NCCL|[Bb]arrier|[Cc]oordination|[Hh]eartbeat|[Pp]eer\b)',
+  re.DOTALL,
+)
+_blocks = 0
 _farewell = None
 _joined = False
 _leaving = None
@@ -52,8 +68,9 @@ def start(
 ) -> None:
   """Joins the processes of this command; the first to touch a device.
 
-  What is not given comes from the environment: JAX_COORDINATOR_ADDRESS, Slurm,
-  Kubernetes, Open MPI or a TPU's metadata, as jax.distributed finds them.
+  What is not given comes from the environment: JAX_COORDINATOR_ADDRESS,
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID, or Slurm, Kubernetes, Open MPI or a
+  TPU's metadata, as jax.distributed finds them.
 
   Args:
     address: HOST:PORT of the first process.
@@ -67,6 +84,11 @@ def start(
     UserError: if they cannot be found or do not come.
   """
   global _joined
+  address = address or os.environ.get('JAX_COORDINATOR_ADDRESS')
+  if address and not re.fullmatch('.+:[0-9]{1,5}', address):
+    raise UserError(f'The coordinator must be HOST:PORT, not {address!r}.')
+  count = _number(count, 'JAX_NUM_PROCESSES')
+  index = _number(index, 'JAX_PROCESS_ID')
   _watch()
   _have_said(
     f'Not all processes came within {connect} s (processes.connect): one is '
@@ -97,6 +119,16 @@ def start(
     'what is saved.'
   )
   progress.shown = first()
+
+
+def _number(given, name):
+  """What is given, or else the number in the environment, or None."""
+  text = os.environ.get(name)
+  if given is not None or not text:
+    return given
+  if not text.isdecimal():
+    raise UserError(f'{name} must be a number, not {text!r}.')
+  return int(text)
 
 
 def first() -> bool:
@@ -179,25 +211,37 @@ def meet() -> None:
 def together():
   """A block that all processes begin at the same time.
 
-  SIGTERM is heard while one waits for the others, but not in the block: who
-  left it would leave the others waiting in a collective.
+  SIGTERM is heard while one waits for the others, but not in the block, nor
+  where something is told in it: who left it would leave the others waiting in
+  a collective, and a checkpoint without its part.
   """
+  global _blocks
   with preemption.deferred():
-    preemption.check()
+    _hear()
     meet()
-    yield
+    _blocks += 1
+    try:
+      yield
+    finally:
+      _blocks -= 1
+
+
+def _hear():
+  if not _blocks:
+    preemption.check()
 
 
 def _get(store, key, seconds=None):
   """The value of a key, once there is one; after `seconds`, None."""
-  for _ in itertools.count() if seconds is None else range(2 * seconds):
+  until = math.inf if seconds is None else time.monotonic() + seconds
+  while time.monotonic() < until:
     try:
       return store.blocking_key_value_get(key, _POLL_MS)
     except jax.errors.JaxRuntimeError as error:
       if 'DEADLINE_EXCEEDED' not in str(error):
         raise
       if seconds is None:
-        preemption.check()
+        _hear()
   return None
 
 
@@ -212,7 +256,9 @@ def sent() -> bool:
   return False
 
 
-def stop(free: bool, *, seconds: float, reached: Callable[[], str]) -> None:
+def stop(
+  free: bool, *, seconds: float, heartbeat: float, reached: Callable[[], str]
+) -> None:
   """After SIGTERM: ends this process in time, with code 0.
 
   Called in a thread, because the main one may be deaf for minutes: while it
@@ -224,18 +270,24 @@ def stop(free: bool, *, seconds: float, reached: Callable[[], str]) -> None:
     free: the main thread may be left at once. If not, it has most of the time
       to end by itself.
     seconds: until all processes are to have ended.
+    heartbeat: seconds after which the first process would miss those that have
+      left, and be aborted.
     reached: returns the words for what the next start goes on from.
   """
   state = distributed.global_state
-  if state.client and not _joined:
-    time.sleep(1)  # It is just now joining the others, or waits for them.
-  if _joined:
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-      state.client.key_value_set(_STOP, '', allow_overwrite=True)
 
   def say():
+    found = ['what is saved']
+
+    def look():
+      with contextlib.suppress(OSError):
+        found.append(reached())
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(_SAYING)
     # Not by sys.stderr, which the main thread may hold; below a bar's line.
-    line = f'\nsjft_jax: {preemption.Preemption(reached=reached())}\n'
+    line = f'\nsjft_jax: {preemption.Preemption(reached=found[-1])}\n'
     os.write(2, line.encode())
 
   def end():
@@ -243,10 +295,18 @@ def stop(free: bool, *, seconds: float, reached: Callable[[], str]) -> None:
       say()
     _end(_leaving or 0)
 
-  part = _OTHERS_LEAVE if state.process_id else _FIRST_LEAVES
-  timer = threading.Timer(part * seconds, end)
+  part = _OTHERS_LEAVE * seconds
+  if not state.process_id:
+    part = min(_FIRST_LEAVES * seconds, part + heartbeat / 2)
+  timer = threading.Timer(part, end)
   timer.daemon = True
   timer.start()
+  if state.client and not _joined:
+    time.sleep(1)  # It is just now joining the others, or waits for them.
+  # There is no client any more where this process has just left the others.
+  if _joined and (store := state.client):
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      store.key_value_set(_STOP, '', allow_overwrite=True)
   if free:
     preemption.claim()
     say()
@@ -255,9 +315,13 @@ def stop(free: bool, *, seconds: float, reached: Callable[[], str]) -> None:
 
 
 def lost(error: BaseException) -> bool:
-  """Whether an error is what one meets whose others are gone."""
-  while error is not None:
-    if isinstance(error, jax.errors.JaxRuntimeError):
+  """Whether an error is what one meets whose others are gone.
+
+  Not where there are no others, nor one that this process has by itself, as of
+  too little memory.
+  """
+  while _joined and error is not None:
+    if isinstance(error, RuntimeError | ValueError) and _GONE.match(str(error)):
       return True
     error = error.__cause__ or error.__context__
   return False
@@ -312,8 +376,9 @@ def leave(code: int) -> int:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       left = f'left/{state.process_id}'
       state.client.key_value_set(left, '', allow_overwrite=True)
+      until = time.monotonic() + _PATIENCE
       for i in () if state.process_id else range(1, state.num_processes):
-        _get(state.client, f'left/{i}', 5)
+        _get(state.client, f'left/{i}', until - time.monotonic())
   _end(code)
 
 

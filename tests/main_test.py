@@ -1,4 +1,5 @@
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -39,3 +40,38 @@ def test_a_fault_of_the_program_is_not_hidden():
   done = guarded('lambda: 1 / 0')
   assert done.returncode == 1
   assert 'ZeroDivisionError' in done.stderr
+
+
+@pytest.mark.parametrize(
+  ('given', 'environment', 'said'),
+  [
+    (['--processes=2'], {}, '--processes is for --multihost; give that, too.'),
+    (['--config.processes.heartbeat=0'], {}, 'heartbeat must be at least 1 s'),
+    (
+      ['--multihost', '--coordinator=host'],
+      {},
+      "The coordinator must be HOST:PORT, not 'host'.",
+    ),
+    (
+      ['--multihost'],
+      {'JAX_COORDINATOR_ADDRESS': 'host:1', 'JAX_NUM_PROCESSES': 'two'},
+      "JAX_NUM_PROCESSES must be a number, not 'two'.",
+    ),
+  ],
+)
+def test_a_wrong_place_among_processes_is_one_line(
+  given, environment, said, tmp_path
+):
+  code = 'import sys; from sjft_jax import main; sys.exit(main.run(sys.argv))'
+  config = '--config=configs/folders.py', f'--workdir={tmp_path}/run'
+  done = subprocess.run(
+    [sys.executable, '-c', code, *config, *given],
+    stderr=subprocess.PIPE,
+    text=True,
+    check=False,
+    cwd=pathlib.Path(__file__).parent.parent,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'} | environment,
+  )
+  assert done.returncode == 2, done.stderr
+  assert said in done.stderr.splitlines()[-1]
+  assert 'Traceback' not in done.stderr

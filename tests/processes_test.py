@@ -31,7 +31,7 @@ from sjft_jax import (
 from sjft_jax.data import datasets, pipelines
 from sjft_jax.errors import UserError
 from sjft_jax.models import resnet, trunks
-from tests import digits, store
+from tests import digits, scenes, store
 from tests.described import Describer, Stream, counts
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -49,9 +49,10 @@ def start(function, count, devices, *args, xla=''):
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
+  module = function.__module__
   code = (
-    'import sys; from tests import processes_test; '
-    f'sys.exit(processes_test.{function.__name__}(*sys.argv[1:]))'
+    f'import sys; import {module}; '
+    f'sys.exit({module}.{function.__name__}(*sys.argv[1:]))'
   )
   environment = {
     'JAX_PLATFORMS': 'cpu',
@@ -306,7 +307,6 @@ def command(address, count, index, directory, stop_at, *given):
 
   After update `stop_at` the last process is sent SIGTERM; 0: never.
   """
-  several = int(count) > 1
   record(directory, int(index), int(count))
   write = metrics.Writer.__call__
 
@@ -316,13 +316,8 @@ def command(address, count, index, directory, stop_at, *given):
       os.kill(os.getpid(), signal.SIGTERM)
 
   metrics.Writer.__call__ = stop
-  together = (
-    '--multihost',
-    f'--coordinator={address}',
-    f'--processes={count}',
-    f'--process={index}',
-  )
-  return main.run(['main', *(together if several else ()), *given])
+  together = scenes.together(address, count, index)
+  return main.run(['main', *together, *given])
 
 
 def record(directory, index, count, replace=setattr):

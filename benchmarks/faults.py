@@ -8,19 +8,26 @@ the same data (--size=small), and at a random moment kills a random process
 (SIGKILL), stops one (SIGSTOP: a machine that hangs) or has all end (SIGTERM:
 preemption). Then it waits until the others have ended, and gives the same
 command again; a finished run is checked and another begun, until all kills are
-spent. It prints per kill: kind, when, seconds until all had ended, their exit
-codes, what the next start goes on from; and per finished run whether
-neighbours, probabilities and results are, bit for bit, those of a run that
-nothing happened to. The same command again goes on after the kills that
-DIR/log.jsonl holds. The logs of all processes stay in DIR.
+spent. It ends with a table of all kills, which DIR/table.md keeps: kind, where
+the run was, seconds until all had ended, their exit codes, what the next start
+went on from, and whether neighbours, probabilities and results of the finished
+run are, bit for bit, those of a run that nothing happened to. The same command
+again goes on after the kills that DIR/log.jsonl holds. The logs of all
+processes stay in DIR.
+
+A kill takes the time to get there, at most 0.6 of an undisturbed run, and the
+time to end: SIGSTOP the heartbeat, 30 s, SIGKILL at most as long, or CONNECT
+where not all had joined, SIGTERM seconds, or at most 7/8 of SHUTDOWN.
 """
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,6 +41,19 @@ from sjft_jax import workdirs
 ROOT = pathlib.Path(__file__).parent.parent
 KINDS = 'SIGKILL', 'SIGSTOP', 'SIGTERM'
 HEARTBEAT, SHUTDOWN, CONNECT = 30, 60, 60
+# Seconds after which all must have ended. Where not all had joined, a peer that
+# is dead looks like one that is late.
+LIMITS = {
+  'SIGKILL': max(HEARTBEAT, CONNECT),
+  'SIGSTOP': max(HEARTBEAT, CONNECT),
+  'SIGTERM': SHUTDOWN,
+}
+# What one may need of that to read a signal and to end, on a busy machine.
+SLACK = 15
+COLUMNS = (
+  'kill', 'of process', 'run', 'where', 'seconds to end', 'exit codes',
+  'goes on from', 'bit-identical',
+)  # fmt: skip
 SETTINGS = {
   'processes.heartbeat': HEARTBEAT,
   'processes.shutdown': SHUTDOWN,
@@ -95,6 +115,13 @@ def start(workdir, processes, log, size):
   return running
 
 
+def end(running):
+  """Kills what still runs."""
+  for process in running:
+    process.kill()
+    process.wait()
+
+
 def last_line(path):
   """What a process said last."""
   lines = path.read_text('utf-8', 'replace').strip().splitlines()
@@ -109,6 +136,20 @@ def wait(running, seconds):
       return []
     time.sleep(0.1)
   return [p for p in running if p.poll() is None]
+
+
+def position(workdir, since):
+  """Where a run is: its last update since a time, or what it goes on from."""
+  path = workdir / 'metrics.jsonl'
+  lines = []
+  if path.exists() and path.stat().st_mtime >= since:
+    # A line that is being written may be cut.
+    lines = path.read_text().split('\n')[:-1]
+  if not lines:
+    return f'after {workdirs.reached(workdir)}'
+  last = json.loads(lines[-1])
+  name = 'pretraining' if last['round'] < 0 else f'round {last["round"]}'
+  return f'{name}, update {last["step"]}'
 
 
 def outcome(workdir):
@@ -152,6 +193,7 @@ class Series:
   def __init__(self, directory, processes, size, seed):
     self._directory, self._size, self._seed = directory, size, seed
     self._processes, self._path = processes, directory / 'log.jsonl'
+    self._running = ()
     directory.mkdir(parents=True, exist_ok=True)
     lines = self._path.read_text().splitlines() if self._path.exists() else ()
     self.log = [json.loads(line) for line in lines]
@@ -159,6 +201,14 @@ class Series:
   def events(self, kind):
     """What the log holds of a kind: undisturbed, kill or finished."""
     return [event for event in self.log if event['event'] == kind]
+
+  def is_done(self, kills):
+    """Whether all kills are spent, and the run of the last is finished."""
+    spent = self.events('kill')
+    if len(spent) < kills:
+      return False
+    finished = {event['run'] for event in self.events('finished')}
+    return not spent or spent[-1]['run'] in finished
 
   def _note(self, **event):
     self.log.append(event)
@@ -168,11 +218,18 @@ class Series:
 
   def _start(self, workdir):
     log = self._directory / 'log' / str(len(self.log))
-    return start(workdir, self._processes, log, self._size), log
+    self._running = start(workdir, self._processes, log, self._size)
+    return self._running, log
+
+  def close(self):
+    """Ends what was left running."""
+    end(self._running)
 
   def undisturbed(self):
     """Makes the run that nothing happens to, once; returns its seconds."""
     if not self.events('undisturbed'):
+      # One that was cut short would be faster the second time.
+      shutil.rmtree(self._directory / 'undisturbed', ignore_errors=True)
       begun = time.monotonic()
       running, _ = self._start(self._directory / 'undisturbed')
       codes = [process.wait() for process in running]
@@ -182,11 +239,12 @@ class Series:
       self._note(event='undisturbed', seconds=seconds)
     return self.events('undisturbed')[0]['seconds']
 
-  def disturb(self, latest):
+  def disturb(self, latest, patience):
     """One start, killed within `latest` seconds, or finished before.
 
     Args:
       latest: seconds; 0 lets it finish.
+      patience: seconds it may take to finish.
 
     Returns:
       Whether it was finished.
@@ -194,10 +252,13 @@ class Series:
     runs, kills = len(self.events('finished')), len(self.events('kill'))
     rng = random.Random(f'{self._seed}-{len(self.log)}')
     workdir = self._directory / f'run-{runs}'
+    started = time.time()
     running, log = self._start(workdir)
-    delay = rng.uniform(2, latest) if latest else 1e9
-    if not wait(running, delay):
-      codes = [process.returncode for process in running]
+    delay = rng.uniform(2, latest) if latest else patience
+    if not wait(running, delay) or not latest:
+      codes = [process.poll() for process in running]
+      if codes != [0] * len(running):
+        raise RuntimeError(f'{workdir} ended with {codes} by itself: see {log}')
       expected = outcome(self._directory / 'undisturbed')
       found = outcome(workdir)
       differ = [name for name in expected if found[name] != expected[name]]
@@ -208,20 +269,20 @@ class Series:
       return True
     # Evenly, since kinds are compared.
     kind = KINDS[kills % len(KINDS)]
-    begun = time.monotonic()
+    where, begun = position(workdir, started), time.monotonic()
     others = kill(rng, running, kind)
     hanging = wait(others, 10 * HEARTBEAT)
     seconds = time.monotonic() - begun
-    for process in running:
-      process.kill()
-      process.wait()
+    end(running)
     time.sleep(1)  # for lines that are said for a process that was aborted
     said = [last_line(log / f'{running.index(p)}.log') for p in others]
     self._note(
       event='kill',
       number=kills + 1,
       kind=kind,
+      run=runs,
       delay=delay,
+      where=where,
       victim=[i for i, p in enumerate(running) if p not in others],
       seconds=seconds,
       hanging=len(hanging),
@@ -239,13 +300,64 @@ def sentence(event):
   if event['event'] == 'finished':
     return (
       f'Run {event["run"]} finished, codes {event["codes"]}: the same '
-      f'{", ".join(event["same"])}; DIFFERENT {", ".join(event["differ"])}.'
+      f'{", ".join(event["same"])}; different: '
+      f'{", ".join(event["differ"]) or "none"}.'
     )
   return (
     f'{event["number"]:3d} {event["kind"]} of {event["victim"] or "all"} after '
-    f'{event["delay"]:5.1f} s: {"HANGING" if event["hanging"] else "ended"} '
+    f'{event["delay"]:5.1f} s ({event["where"]}): '
+    f'{"HANGING" if event["hanging"] else "ended"} '
     f'after {event["seconds"]:4.1f} s, codes {event["codes"]}; goes on from '
     f'{event["reached"]}; {event["said"][0][:200]!r}'
+  )
+
+
+def table(series):
+  """Markdown: a row for every kill."""
+  finished = {event['run']: event for event in series.events('finished')}
+  rows = [COLUMNS, ('---',) * len(COLUMNS)]
+  for event in series.events('kill'):
+    verdict = '?'
+    if event['run'] in finished:
+      differ = finished[event['run']]['differ']
+      verdict = f'no: {", ".join(differ)}' if differ else 'yes'
+    rows.append(
+      (
+        f'{event["number"]} {event["kind"]}',
+        ', '.join(map(str, event['victim'])) or 'all',
+        event['run'],
+        event['where'],
+        f'{"hanging, " if event["hanging"] else ""}{event["seconds"]:.1f}',
+        ', '.join(map(str, event['codes'])),
+        event['reached'],
+        verdict,
+      )
+    )
+  return '\n'.join(f'| {" | ".join(map(str, row))} |' for row in rows)
+
+
+def report(series):
+  """Prints the table, and what it comes to."""
+  print(f'\n{table(series)}\n')
+  kills = series.events('kill')
+  for kind in KINDS:
+    of = [event for event in kills if event['kind'] == kind]
+    codes = collections.Counter(code for e in of for code in e['codes'])
+    unclear = sum(not x.startswith('sjft_jax: ') for e in of for x in e['said'])
+    print(
+      f'{len(of)} x {kind}: all ended after '
+      f'{max((e["seconds"] for e in of), default=0):.1f} s at most, '
+      f'{sum(e["seconds"] for e in of) / max(len(of), 1):.1f} s in the mean, '
+      f'{sum(e["hanging"] for e in of)} hanging, '
+      f'{sum(e["seconds"] > LIMITS[kind] + SLACK for e in of)} later than '
+      f'{LIMITS[kind]} + {SLACK} s, codes {dict(codes)}, '
+      f'{unclear} without a last line of ours'
+    )
+  differ = sum(len(event['differ']) for event in series.events('finished'))
+  print(
+    f'{len(kills)} kills over {len(series.events("finished"))} finished runs '
+    f'(heartbeat {HEARTBEAT} s, shutdown {SHUTDOWN} s, connect {CONNECT} s); '
+    f'{differ} differences from the undisturbed run.'
   )
 
 
@@ -261,28 +373,16 @@ def main():
   series = Series(args.directory, args.processes, args.size, args.seed)
   for event in series.log:
     print(sentence(event))
-  whole, finished = series.undisturbed(), False
-  while len(series.events('kill')) < args.kills or not finished:
-    # Late enough to come forward, early enough to spend the kills.
-    spent = len(series.events('kill')) >= args.kills
-    finished = series.disturb(0 if spent else 0.6 * whole)
-  kills = series.events('kill')
-  for kind in KINDS:
-    of = [event for event in kills if event['kind'] == kind]
-    codes = collections.Counter(code for e in of for code in e['codes'])
-    unclear = sum(not x.startswith('sjft_jax: ') for e in of for x in e['said'])
-    print(
-      f'{len(of)} x {kind}: all ended after '
-      f'{max((e["seconds"] for e in of), default=0):.1f} s at most, '
-      f'{sum(e["hanging"] for e in of)} hanging, codes {dict(codes)}, '
-      f'{unclear} without a last line of ours'
-    )
-  differ = sum(len(event['differ']) for event in series.events('finished'))
-  print(
-    f'{len(kills)} kills over {len(series.events("finished"))} finished runs '
-    f'(heartbeat {HEARTBEAT} s, shutdown {SHUTDOWN} s, connect {CONNECT} s); '
-    f'{differ} differences from the undisturbed run.'
-  )
+  # So that it leaves no process behind when it is stopped itself.
+  signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+  with contextlib.closing(series):
+    whole = series.undisturbed()
+    while not series.is_done(args.kills):
+      # Late enough to come forward, early enough to spend the kills.
+      spent = len(series.events('kill')) >= args.kills
+      series.disturb(0 if spent else 0.6 * whole, patience=600 + 5 * whole)
+  report(series)
+  (args.directory / 'table.md').write_text(f'{table(series)}\n')
 
 
 if __name__ == '__main__':

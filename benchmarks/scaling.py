@@ -1,6 +1,6 @@
 """What more processes and devices buy, and what they say to each other.
 
-  python -m benchmarks.scaling [--steps=4] [--no_times]
+  python -m benchmarks.scaling [--size=full|quick] [--no_times|--no_bytes]
 
 Describes and searches MNIST for digits, and trains the small network of
 configs/folders.py, in 1, 2 and 4 processes of one CPU device each, and in one
@@ -12,11 +12,13 @@ than on C devices, and C is printed.
 Then the bytes of the collectives of one update of ResNet-50 (full width, ten
 micro-batches, eight devices), counted in the program that XLA compiled, against
 the least possible, the gradient once, for `model.statistics` and
-`train.sharded`; and what two processes that search say to each other.
+`train.sharded`; and what two processes that search say to each other. With
+--size=quick all is smaller, to see that it works: its seconds mean nothing.
 """
 
 import argparse
 import collections
+import dataclasses
 import json
 import math
 import os
@@ -40,10 +42,34 @@ from sjft_jax.data import datasets
 from sjft_jax.models import resnet, trunks, two_heads
 
 ROOT = pathlib.Path(__file__).parent.parent
-LAYOUTS = ((1, 1), (2, 1), (4, 1), (1, 2), (1, 4))  # processes, devices of each
-SOURCE, HALF = 4096, 32  # images in all
-SOURCE_EACH, HALF_EACH = 1024, 8  # images of a device
 NEIGHBOURS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """How much is done.
+
+  layouts: (processes, devices of each).
+  source, half: images of the source and of half a micro-batch, where the work
+    of all is constant; of a device it is a quarter.
+  steps: updates.
+  trunk, width: of the network whose collectives are counted.
+  """
+
+  layouts: tuple[tuple[int, int], ...]
+  source: int
+  half: int
+  steps: int
+  trunk: str
+  width: float
+
+
+SIZES = {
+  'full': Size(
+    ((1, 1), (2, 1), (4, 1), (1, 2), (1, 4)), 4096, 32, 4, 'resnet50', 1.0
+  ),
+  'quick': Size(((1, 1), (2, 1), (1, 2)), 512, 8, 1, 'resnet26', 0.25),
+}
 _KINDS = 'all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all'
 _COLLECTIVE = re.compile(rf'= (.+?) ({_KINDS})(?:-start)?\(')
 _SHAPE = re.compile(r'\b(pred|[a-z]+\d+)\[([\d,]*)\]')
@@ -87,10 +113,10 @@ def network(trunk, width, statistics='global'):
   return model, optim.sgd(schedule), schedule
 
 
-def count_update(statistics, sharded, micro_batches=10):
+def count_update(trunk, width, statistics, sharded, micro_batches=10):
   """(bytes by kind of collective, bytes of the gradient) of an update."""
   mesh = meshes.make()
-  model, tx, schedule = network('resnet50', 1.0, statistics)
+  model, tx, schedule = network(trunk, width, statistics)
   step = train.make_step(model, tx, schedule, mesh, scan=True, sharded=sharded)
   image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8)
 
@@ -161,19 +187,22 @@ def measure(images, half, steps, directory):
     for _ in describer.blocks(dataset):
       pass
 
-  describe_all(share.subset(np.arange(64)))  # compiles
+  def search_in(dataset, **shared):
+    search.nearest(
+      streams.Described(describer, target),
+      streams.Described(describer, dataset),
+      k=NEIGHBOURS,
+      mesh=mine,
+      **shared,
+    )
+
+  # Compiles; the search, what it does with its first block and with others.
+  search_in(source.subset(np.arange(min(len(source), 1100))))
   timed('describe', lambda: describe_all(share))
   shards = pathlib.Path(directory) / 'shards'
   timed(
     'describe and search',
-    lambda: search.nearest(
-      streams.Described(describer, target),
-      streams.Described(describer, source),
-      k=NEIGHBOURS,
-      mesh=mine,
-      directory=shards,
-      share=(index, count),
-    ),
+    lambda: search_in(source, directory=shards, share=(index, count)),
   )
   tables = sum(path.stat().st_size for path in shards.glob('*.npz'))
   search.clear(shards)
@@ -217,6 +246,7 @@ def start(count, devices, *args, flags=''):
     'JAX_NUM_CPU_DEVICES': f'{devices}',
     'XLA_FLAGS': flags,
   }
+  errors = [tempfile.TemporaryFile('w+') for _ in range(count)]  # noqa: SIM115
   running = [
     subprocess.Popen(
       [
@@ -227,14 +257,17 @@ def start(count, devices, *args, flags=''):
       cwd=ROOT,
       env=os.environ | environment,
       stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
+      stderr=errors[i],
       text=True,
     )
     for i in range(count)
   ]
   said = [process.communicate()[0] for process in running]
-  if any(process.returncode for process in running):
-    raise RuntimeError(f'{count=}, {devices=}: {said}')
+  for process, file in zip(running, errors, strict=True):
+    with file:
+      file.seek(0)
+      if process.returncode:
+        raise RuntimeError(f'{count=}, {devices=}, {args=}: {file.read()}')
   return json.loads(said[0].splitlines()[-1])
 
 
@@ -242,8 +275,10 @@ def worker(where, what, *args):
   """One of the processes."""
   address, count, index = where.split(',')
   if what == 'count':
-    statistics, sharded = args
-    found, gradient = count_update(statistics, sharded == 'True')
+    trunk, width, statistics, sharded = args
+    found, gradient = count_update(
+      trunk, float(width), statistics, sharded == 'True'
+    )
     print(json.dumps([found, gradient]))
     return
   if int(count) > 1:
@@ -254,36 +289,37 @@ def worker(where, what, *args):
   processes.leave(0)
 
 
-def print_times(steps):
+def print_times(size):
   """The table of seconds."""
   print(f'{os.cpu_count()} cores. Seconds (processor seconds of all processes)')
   names = 'describe', 'describe and search', 'train'
   head = 'work constant', 'processes x devices', *names
   print(' | '.join(f'{name:>19}' for name in head))
-  for of, images, half in (
-    ('of all', lambda n: SOURCE, lambda n: HALF),
-    ('of a device', lambda n: SOURCE_EACH * n, lambda n: HALF_EACH * n),
-  ):
-    for count, devices in LAYOUTS:
-      n = count * devices
+  for of in ('of all', 'of a device'):
+    for count, devices in size.layouts:
+      parts = 1 if of == 'of all' else 4 / (count * devices)
+      work = round(size.source / parts), round(size.half / parts), size.steps
       with tempfile.TemporaryDirectory() as directory:
-        found = start(
-          count, devices, 'time', images(n), half(n), steps, directory
-        )['seconds']
+        found = start(count, devices, 'time', *work, directory)['seconds']
       cells = [f'{found[x][0]:.1f} ({found[x][1]:.1f})' for x in names]
       row = of, f'{count} x {devices}', *cells
       print(' | '.join(f'{cell:>19}' for cell in row), flush=True)
 
 
-def print_bytes():
+def print_bytes(size):
   """What an update and a search say."""
-  print('\nResNet-50, ten micro-batches, eight devices; MB of one update:')
+  print(
+    f'\n{size.trunk} x {size.width}, ten micro-batches, eight devices; MB of '
+    'one update:'
+  )
   for statistics, sharded in (
     ('device', False),
     ('global', False),
     ('device', True),
   ):
-    found, gradient = start(1, 8, 'count', statistics, sharded)
+    found, gradient = start(
+      1, 8, 'count', size.trunk, size.width, statistics, sharded
+    )
     kinds = ', '.join(f'{k} {v / 1e6:.1f}' for k, v in sorted(found.items()))
     print(
       f'statistics={statistics}, sharded={sharded}: {kinds}; the gradient is '
@@ -293,7 +329,8 @@ def print_bytes():
   with tempfile.TemporaryDirectory() as directory:
     dump = pathlib.Path(directory) / 'hlo'
     flags = f'--xla_dump_to={dump} --xla_dump_hlo_as_text'
-    found = start(2, 1, 'time', 2 * SOURCE_EACH, 16, 1, directory, flags=flags)
+    work = size.source // 2, size.half // 2, 1
+    found = start(2, 1, 'time', *work, directory, flags=flags)
     said = collections.Counter()
     for path in dump.glob('*after_optimizations.txt'):
       name = path.name.split('.')[1]
@@ -314,15 +351,17 @@ def main():
   """Prints both parts."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--worker', nargs='+', help=argparse.SUPPRESS)
-  parser.add_argument('--steps', type=int, default=4)
+  parser.add_argument('--size', choices=SIZES, default='full')
   parser.add_argument('--no_times', action='store_true')
+  parser.add_argument('--no_bytes', action='store_true')
   args = parser.parse_args()
   if args.worker:
     worker(*args.worker)
     return
   if not args.no_times:
-    print_times(args.steps)
-  print_bytes()
+    print_times(SIZES[args.size])
+  if not args.no_bytes:
+    print_bytes(SIZES[args.size])
 
 
 if __name__ == '__main__':

@@ -26,13 +26,19 @@ with socket.socket() as free:
 export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=$devices
 export JAX_COORDINATOR_ADDRESS=localhost:$port JAX_NUM_PROCESSES=$processes
 
-pids=()
+pids=() stopped=0
+pass_on() {
+  stopped=1
+  ((${#pids[@]} == 0)) || kill -TERM "${pids[@]}" 2>/dev/null || true
+}
+trap pass_on TERM INT
 for ((i = 0; i < processes; i++)); do
   JAX_PROCESS_ID=$i "$python" -m sjft_jax.main --multihost \
     --config="$config" --workdir="$workdir" "$@" &
   pids+=($!)
 done
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+# Those that were started after it came.
+((stopped == 0)) || pass_on
 
 worst=0
 for pid in "${pids[@]}"; do

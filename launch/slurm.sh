@@ -31,7 +31,16 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 srun --kill-on-bad-exit=1 .venv/bin/python -m sjft_jax.main --multihost \
   --config="$config" --workdir="$workdir" "$@"
 
-if [[ ! -e $workdir/report/index.html ]]; then
+# A workdir in a bucket has no file that the shell could see.
+unfinished=0
+.venv/bin/python -c '
+import sys
+from sjft_jax import paths
+page = paths.path(sys.argv[1]) / "report" / "index.html"
+sys.exit(0 if page.exists() else 3)
+' "$workdir" || unfinished=$?
+if ((unfinished == 3)); then
   echo 'Stopped before the end: queued again.'
   scontrol requeue "$SLURM_JOB_ID"
 fi
+exit $((unfinished == 3 ? 0 : unfinished))

@@ -27,7 +27,9 @@ def get_config():
   c.processes = ConfigDict()  # with --multihost; seconds
   c.processes.heartbeat = 40  # without a sign of life a process is dead
   c.processes.shutdown = 60  # that one who is done waits for the others
-  c.processes.connect = 300  # to wait for the others at the start
+  # To wait for the others at the start: the hosts of a pod, or the pods of a
+  # job, come minutes apart.
+  c.processes.connect = 300
   c.max_bad_fraction = 0.01  # more unreadable images than this end the run
 
   # What is learnt, and from what. kind: folder (a directory, an archive or a

@@ -54,7 +54,7 @@ AT_LEAST = {
     'describe.batch', 'budget.initial', 'budget.maximum',
     'budget.least_per_class', 'pretrain.batch', 'train.steps',
     'train.micro_batches', 'train.target_batch', 'train.resize',
-    'evaluate.batch',
+    'evaluate.batch', 'search.target_parts',
   ),
   2: ('describe.bins',),
   # The stem's pool needs two pixels of half the size.

@@ -6,9 +6,9 @@ import operator
 from sjft_jax import (
   describe,
   evaluate,
-  learn,
   optim,
   paths,
+  recipes,
   screen,
   selection,
 )
@@ -30,7 +30,7 @@ CHOICES = {
   'model.statistics': tuple(trunks.STATISTICS),
   'model.dtype': ('float32', 'bfloat16'),
   'optim.rule': tuple(optim.RULES),
-  'optim.schedule': tuple(learn.SCHEDULES),
+  'optim.schedule': tuple(recipes.SCHEDULES),
   'hardness.views': tuple(evaluate.VIEWS),
   'evaluate.views': tuple(evaluate.VIEWS),
 }

@@ -75,7 +75,9 @@ def scene(address, count, index, directory, name, shutdown):
     f'--workdir={directory}/run',
     f'--config.processes.shutdown={shutdown}',
   )
-  return main.run(['main', *together(address, count, index), *given])
+  # ml_collections looks for the settings there, whatever it is given.
+  sys.argv = ['main', *together(address, count, index), *given]
+  return main.run(sys.argv)
 
 
 def together(address, count, index):

@@ -173,17 +173,21 @@ def test_who_cannot_stop_is_ended_in_time_and_the_first_goes_last(
   ended = stopped(running, [tmp_path / '0', tmp_path / '1'])
   (first, code, said), (second, other, said_too) = ended
   assert (code, other) == (0, 0), ended
-  # Half a second until the first hears of it; the rest is for a busy machine.
-  assert 6 <= second < first, ended
-  assert 6.9 <= first < shutdown + 4, ended
+  # If the first went before, the other was aborted. The rest is for a machine
+  # so busy that both are late.
+  assert 6 <= second < first + 0.5, ended
+  assert 6.9 <= first < shutdown + 10, ended
   line = 'sjft_jax: Stopped by SIGTERM; the same command goes on from'
   assert said_too.splitlines()[-1] == f'{line} the edges.'
   if name == 'deaf':
     assert said.splitlines()[-1] == f'{line} the edges.'
   else:
-    gone, last = said.splitlines()[-2:]
-    assert gone.startswith('The others had left: UNKNOWN: Gloo'), said
-    assert last == f'{line} here.'
+    # On such a machine its time may be over before its exchange has failed.
+    lines = said.splitlines()
+    if lines[-1] != f'{line} the edges.':
+      assert lines[-1] == f'{line} here.'
+      assert lines[-2].startswith('The others had left: UNKNOWN: Gloo'), said
+    assert 'Traceback' not in said
 
 
 def assert_line(said, reached, at_work):

@@ -68,10 +68,10 @@ class Reader(learn.Learner):
       dataset.read(i)
 
 
-def settings(folder, test):
+def settings(folder):
   """Three images a class; K0, bank and the source's weight are chosen."""
   c = default.get_config()
-  c.target.train, c.target.test = str(folder / 'train'), test
+  c.target.train, c.target.test = str(folder / 'train'), str(folder / 'test')
   c.target.per_class = 3
   c.source.main.dir = str(folder / 'source')
   c.max_bad_fraction = 0.1
@@ -90,12 +90,11 @@ def settings(folder, test):
   return c
 
 
-@pytest.mark.parametrize('apart', [True, False])
-def test_no_test_image_is_opened(folder, opened, tmp_path, apart, monkeypatch):
+def test_no_test_image_is_opened(folder, opened, tmp_path, monkeypatch):
   monkeypatch.setattr(learn, 'Learner', Reader)
   # Pages are of what was found, and take longer than all else here.
   monkeypatch.setattr(pages, 'write_run', lambda *arguments: None)
-  c = settings(folder, str(folder / 'test') if apart else '')
+  c = settings(folder)
   own = arms.settings_of(c, 'selective', 0)
   arms.check(c)
   found = tuning.tune(
@@ -103,7 +102,8 @@ def test_no_test_image_is_opened(folder, opened, tmp_path, apart, monkeypatch):
   )
   assert len(found['tried']) == 4
   seen = opened()
-  # Where no folder is named, the test set is what the draw has left.
+  # Nothing of the test folder, and nothing that the draw has left, which would
+  # be the test set if no folder were named.
   train, test = datasets.open_target(c.target, 0)
   assert len(test) > 20
   assert seen == {name.removeprefix('target:') for name in train.ids.tolist()}

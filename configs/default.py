@@ -74,6 +74,7 @@ def get_config():
   # The search; none of these changes a neighbour.
   c.search = ConfigDict()
   c.search.cache = ''  # directory that keeps histograms for later searches
+  c.search.target_parts = 1  # devices that share targets that fit into none
   c.search.rank = -1  # directions of its screen; 0 = none, -1 = chosen
   c.search.operands = 'auto'  # of its screen: float32, bfloat16 or auto
 

@@ -16,10 +16,13 @@ import numpy as np
 from sjft_jax.errors import UserError
 from sjft_jax.ops import divergence
 
-# Bins of the source images that are held as float64 at a time.
-_TILE = 2**21
-# Pairs that one call computes: many, as each reads every target's bins.
-_PAIRS = 2**14
+# Source images described at a time, and pairs that one call computes: many of
+# both, as each call reads every target's bins.
+_ROWS = 2**11
+_PAIRS = 2**15
+# Targets whose block of bins stays in a core's own cache while the sources go
+# by.
+_GROUP = 96
 
 
 class Exact:
@@ -43,25 +46,18 @@ class Exact:
       * (weight / 2 / pixels)
       for pixels, weight in kinds.T
     ]
-    start = np.cumsum([0] + [len(t) for t in tables[:-1]])
-    self._log_table = np.concatenate(tables)
-    self._start_d = start[which_d]
-    self._rows = max(8, _TILE // target_qd.shape[1])
+    start = np.cumsum([0] + [len(t) for t in tables[:-1]], dtype=np.int32)
+    table, start_d = np.concatenate(tables), start[which_d]
+    log_qd = np.take(table, target_qd + start_d[None])
+    constants = (
+      divergence.in_blocks(target_qd.astype(np.float32)),
+      divergence.in_blocks(log_qd),
+      table,
+      start_d,
+    )
     self._device = cpu()
     with jax.enable_x64(True):
-      self._targets = jax.device_put(
-        self._describe(target_qd, len(target_qd)), self._device
-      )
-
-  def _describe(self, counts_nd, rows):
-    """Counts, float32, and weighted log(p + e), float64, filled up by zeros."""
-    place_nd = counts_nd + self._start_d[None]
-    log_nd = np.take(self._log_table, place_nd, mode='clip')
-    short = (
-      (0, rows - len(counts_nd)),
-      (0, divergence.whole_width(counts_nd.shape[1]) - counts_nd.shape[1]),
-    )
-    return np.pad(counts_nd.astype(np.float32), short), np.pad(log_nd, short)
+      self._constants = jax.device_put(constants, self._device)
 
   def __call__(self, counts_sd, column_n, row_n):
     """Distances of n pairs of a source and a target image.
@@ -75,33 +71,40 @@ class Exact:
       Nats, float64 [n].
     """
     distance_n = np.empty(len(row_n))
-    used_s, column_n = np.unique(column_n, return_inverse=True)
-    starts = np.arange(0, len(used_s), self._rows)
-    cuts = np.searchsorted(column_n, np.append(starts, len(used_s)))
+    new_n = np.diff(column_n, prepend=-1) > 0
+    used_s, column_n = column_n[new_n], np.cumsum(new_n) - 1
+    counts_sd = jax.device_put(counts_sd, self._device)
 
-    def tile(i):
-      start = starts[i]
-      counts_td = counts_sd[used_s[start : start + self._rows]]
-      described = self._describe(counts_td, self._rows)
-      # The setting is the thread's own.
-      with jax.enable_x64(True):
-        sources = jax.device_put(described, self._device)
-        for first in range(cuts[i], cuts[i + 1], _PAIRS):
-          part = slice(first, min(first + _PAIRS, cuts[i + 1]))
-          distance_n[part] = self._pairs(
-            sources, row_n[part], column_n[part] - start
-          )
+    def tile(part):
+      first = column_n[part.start]
+      row, column = row_n[part], column_n[part] - first
+      order = np.argsort(row // _GROUP * _ROWS + column)
+      distance_n[part.start + order] = self._pairs(
+        counts_sd, used_s[first : first + _ROWS], row[order], column[order]
+      )
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      list(pool.map(tile, range(len(starts))))
+      list(pool.map(tile, self._tiles(column_n)))
     return distance_n
 
-  def _pairs(self, sources, row_n, column_n):
-    short = 0, _PAIRS - len(row_n)
-    row_m, column_m = (
-      np.pad(x.astype(np.int32), short) for x in (row_n, column_n)
+  def _tiles(self, column_n):
+    """Stretches of the pairs, of so many images and so many pairs at most."""
+    start = 0
+    while start < len(column_n):
+      stop = np.searchsorted(column_n, column_n[start] + _ROWS)
+      stop = min(int(stop), start + _PAIRS)
+      yield slice(start, stop)
+      start = stop
+
+  def _pairs(self, counts_sd, used_r, row_n, column_n):
+    *targets, table, start_d = self._constants
+    lists = (
+      np.pad(x, (0, many - len(x))).astype(np.int32)
+      for x, many in ((used_r, _ROWS), (row_n, _PAIRS), (column_n, _PAIRS))
     )
-    found = _pairs(*self._targets, *sources, row_m, column_m, len(row_n))
+    # The setting is the thread's own.
+    with jax.enable_x64(True):
+      found = _pairs(*targets, counts_sd, table, start_d, *lists, len(row_n))
     return np.asarray(found)[: len(row_n)]
 
 

@@ -1,7 +1,7 @@
 """The network of a run: pretrained, trained round by round, asked for answers.
 
-Binds the settings to the network, the optimiser and the step. Runs with equal
-settings in one process share what was compiled.
+Binds the settings to the network; `recipes` makes the optimiser and the step,
+`answers` asks.
 """
 
 import dataclasses
@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from ml_collections import FrozenConfigDict
 
 from sjft_jax import (
+  answers,
   checkpoints,
   evaluate,
   files,
@@ -21,6 +21,7 @@ from sjft_jax import (
   optim,
   paths,
   processes,
+  recipes,
   train,
 )
 from sjft_jax import mesh as meshes
@@ -245,8 +246,8 @@ class Learner:
           [batch['target_image'], batch['source_image']], axis=1
         )
         flat = meshes.shard(image.reshape(-1, *image.shape[2:]), own)
-        answers = [self.probabilities(v, flat) for v in teachers]
-        soft = evaluate.fuse([meshes.fetch(answer) for answer in answers])
+        every = [self.probabilities(v, flat) for v in teachers]
+        soft = evaluate.fuse([meshes.fetch(answer) for answer in every])
         soft = soft.reshape(*image.shape[:2], -1).astype(np.float32)
         yield {
           'target_image': image,
@@ -284,25 +285,6 @@ class Learner:
     unreached = ('source_head',) if without else ()
     return (*self._c.optim.frozen, *unreached)
 
-  def _optimiser_and_step(self, network, frozen, m, steps):
-    c = self._c
-    factors = c.optim.round_factors
-    return _compiled(
-      network,
-      FrozenConfigDict(c.optim),
-      FrozenConfigDict(c.pretrain) if m < 0 else None,
-      tuple(frozen),
-      steps,
-      1.0 if m < 0 else factors[min(m, len(factors) - 1)],
-      c.train.target_weight,
-      # Of pretraining it would only be a factor of the rate.
-      1.0 if m < 0 else c.train.source_weight,
-      c.train.label_smoothing,
-      c.distill.temperature,
-      c.train.sharded,
-      self._mesh,
-    )
-
   def _fit(
     self,
     network,
@@ -316,7 +298,7 @@ class Learner:
   ):
     """Trains from `variables`, or from where a killed run was saved."""
     c = self._c
-    optimiser, step = self._optimiser_and_step(network, frozen, m, steps)
+    optimiser, step = recipes.make(c, network, frozen, m, steps, self._mesh)
     start = self._start if m >= 0 else None
     state = self._first_state(variables, optimiser, start)
     label = 'pretrain' if m < 0 else f'round {m}'
@@ -377,8 +359,8 @@ class Learner:
     """The variables that a finished round, or `distil`, left in a directory."""
     c = self._c
     steps = c.distill.steps if distilled else c.train.steps
-    optimiser, _ = self._optimiser_and_step(
-      self.network, self._frozen(distilled), 0, steps
+    optimiser, _ = recipes.make(
+      c, self.network, self._frozen(distilled), 0, steps, self._mesh
     )
     state = self._first_state(self.fresh(self._c.seed), optimiser)
     with checkpoints.Checkpoints(directory / 'checkpoint') as saved:
@@ -388,11 +370,12 @@ class Learner:
 
   def probabilities(self, variables, image_nhwc):
     """Target class probabilities of uint8 images, float32 [n, classes]."""
-    return _probabilities(self.network)(variables, image_nhwc)
+    return answers.probabilities(self.network)(variables, image_nhwc)
 
   def posteriors(self, variables, dataset, views, label):
     """Target class probabilities of a data set, float32 [n, classes]."""
-    return self._ask(_probabilities, variables, dataset, views, label)
+    question = answers.probabilities(self.network)
+    return self._ask(question, variables, dataset, views, label)
 
   def source_answers(self, variables, dataset):
     """What the network makes of source images.
@@ -405,38 +388,14 @@ class Learner:
       (logits of the source classes float16 [n, classes],
        feature of the trunk float16 [n, f]).
     """
-    found_nd = self._ask(
-      _source_answers, variables, dataset, 'centre', 'suspects'
-    )
+    question = answers.of_source(self.network)
+    found_nd = self._ask(question, variables, dataset, 'centre', 'suspects')
     return np.split(found_nd, [self.network.source_classes], axis=1)
 
   def _ask(self, question, variables, dataset, views, label):
-    """What `question` finds, of every image of a data set."""
-    c = self._c
-    # Every process asks about a share, on its own devices.
-    index, count = meshes.share()
-    variables = meshes.localise(variables, self._mesh)
-    found_nd, valid_n = evaluate.posteriors(
-      functools.partial(question(self.network), variables),
-      dataset.subset(np.arange(index, len(dataset), count)),
-      resize=c.train.resize,
-      crop=c.train.crop,
-      batch=c.evaluate.batch,
-      mesh=meshes.own(self._mesh),
-      threads=c.threads,
-      label=label,
-      views=views,
-      mirror=c.train.mirror,
-      scales=c.evaluate.scales,
+    return answers.ask(
+      question, variables, dataset, self._c, self._mesh, views, label
     )
-    found_nd = meshes.interleave(found_nd, len(dataset))
-    valid_n = meshes.interleave(valid_n[:, None], len(dataset))[:, 0]
-    if not valid_n.all():
-      raise UserError(
-        f'{dataset.ids[~valid_n][0]} could be read when the run began, and '
-        'cannot be read now. Restore it and give the same command again.'
-      )
-    return found_nd
 
   def fresh(self, seed, network=None):
     """Variables of random weights, replicated.
@@ -447,92 +406,6 @@ class Learner:
     """
     variables = train.init(network or self.network, seed)
     return meshes.replicate(variables, self._mesh)
-
-
-def _step_schedule(c, rate, steps):
-  del steps
-  return optim.step_schedule(rate, c.boundaries, c.factor)
-
-
-def _cosine_schedule(c, rate, steps):
-  return optim.cosine_schedule(rate, steps, c.warmup)
-
-
-# (settings, rate, updates) -> schedule of a round.
-SCHEDULES = {'step': _step_schedule, 'cosine': _cosine_schedule}
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(
-  network,
-  c,
-  pretrain,
-  frozen,
-  steps,
-  round_factor,
-  target_weight,
-  source_weight,
-  label_smoothing,
-  temperature,
-  sharded,
-  mesh,
-):
-  """(optimiser, step) of these settings, made once per process."""
-  settings = dict(
-    momentum=c.momentum, weight_decay=c.weight_decay, frozen=frozen
-  )
-  if pretrain is None:
-    rate = c.learning_rate * round_factor
-    schedule = SCHEDULES[c.schedule](c, rate, steps)
-    rule, settings['to_start'] = optim.RULES[c.rule], c.to_start
-  else:
-    rule = optim.sgd
-    schedule = optim.cosine_schedule(
-      pretrain.learning_rate, pretrain.steps, pretrain.warmup
-    )
-  optimiser = rule(schedule, **settings)
-  step = train.make_step(
-    network,
-    optimiser,
-    schedule,
-    mesh,
-    target_weight=target_weight,
-    source_weight=source_weight,
-    label_smoothing=label_smoothing,
-    temperature=temperature,
-    sharded=sharded,
-  )
-  return optimiser, step
-
-
-@functools.lru_cache(maxsize=8)
-def _probabilities(network):
-  def probabilities(variables, image_nhwc):
-    logits_nc, _ = network.apply(
-      variables, image_nhwc, image_nhwc[:0], train=False
-    )
-    return jax.nn.softmax(logits_nc)
-
-  return jax.jit(probabilities)
-
-
-@functools.lru_cache(maxsize=8)
-def _source_answers(network):
-  def answers(variables, image_nhwc):
-    (_, logits_nc), kept = network.apply(
-      variables,
-      image_nhwc[:0],
-      image_nhwc,
-      train=False,
-      capture_intermediates=lambda module, _: module.name == 'trunk',
-      mutable=['intermediates'],
-    )
-    (feature_nf,) = kept['intermediates']['trunk']['__call__']
-    # Half the memory: there may be a million images.
-    both = jnp.concatenate([logits_nc, feature_nf], axis=1)
-    return both.astype(jnp.float16)
-
-  return jax.jit(answers)
 
 
 def _pretraining_key(c, pool):

@@ -119,6 +119,7 @@ def _search(c, target, source, directory, key, mesh):
     mesh=mesh,
     directory=directory / 'shards',
     share=meshes.share(),
+    target_parts=c.search.target_parts,
     rank=None if c.search.rank < 0 else c.search.rank,
     operands=c.search.operands,
   )

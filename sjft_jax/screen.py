@@ -13,9 +13,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sjft_jax import mesh as meshes
+from sjft_jax.errors import UserError
 from sjft_jax.ops import divergence, screen
 
 # Unit roundoffs: half the distance from 1 to the next number.
@@ -26,6 +27,8 @@ SLACK = 1.05
 # Bins per group: short sums round less, long ones run faster. Sums over many
 # targets are costlier to interrupt than those over few directions.
 _GROUP = {True: 512, False: 2304}
+# Axis of the devices that the targets are split over.
+_TARGETS = 'target'
 # Targets that the directions are taken from: their Gram matrix is inverted.
 _FITTED = 1024
 
@@ -36,20 +39,36 @@ class Screen:
   Args:
     target_qd: pixel counts of the targets, int [q, d].
     describer: gives fractions, logarithms, weights and their error.
-    mesh: the source rows of a block are split over its devices.
+    mesh: its devices share the work.
+    target_parts: devices that the targets are split over, where they do not
+      fit into one; the others split the source rows of a block. Every part
+      lifts the rows anew.
     rank: directions of the short products; 0 for products over all bins, None
       for 256 directions where they hold enough and save enough, else 0. With
       bfloat16 they do not: its rounding loosens their bounds most, and XLA's
       CPU backend is slow at bfloat16 products in a loop.
     operands: 'float32' or 'bfloat16', or 'auto' for the faster.
+
+  Raises:
+    UserError: if the devices cannot be divided so.
   """
 
-  def __init__(self, target_qd, describer, mesh, *, rank=None, operands='auto'):
+  def __init__(
+    self,
+    target_qd,
+    describer,
+    mesh,
+    *,
+    target_parts=1,
+    rank=None,
+    operands='auto',
+  ):
     if operands == 'auto':
       operands = faster_operands()
     self.operands = operands
     self._type, self._step = OPERANDS[operands]
-    self._mesh = mesh
+    self._mesh = _grid(mesh, target_parts)
+    self._targets = len(target_qd)
     half_d = describer.weight_d / 2
     fraction_qd = describer.fractions(target_qd)
     log_qd = describer.logs(target_qd)
@@ -106,16 +125,26 @@ class Screen:
       self_rates=self._self_rates,
       **sides,
     )
-    self._constants = meshes.replicate(
-      jax.tree.map(self._on_device, constants), mesh
-    )
+    specs = _specs(bool(self.rank))
+    self._constants = jax.tree.map(self._place, constants, specs)
     self._count_type = (
       np.uint16 if describer.pixels_d.max() < 2**16 else np.int32
     )
 
-  def _on_device(self, value):
-    keep = isinstance(value, jax.Array)
-    return value if keep else np.asarray(value, np.float32)
+  def _place(self, value, spec):
+    """A constant on the devices; targets are filled up to equal parts."""
+    if not isinstance(value, jax.Array):
+      value = np.asarray(value, np.float32)
+    if _TARGETS in spec:
+      value = self._filled(value, spec.index(_TARGETS))
+    return jax.device_put(value, NamedSharding(self._mesh, spec))
+
+  def _filled(self, value, axis=0):
+    short = -self._targets % self._mesh.shape[_TARGETS]
+    if not short:
+      return value
+    pad = np if isinstance(value, np.ndarray) else jnp
+    return pad.pad(value, [(0, short * (i == axis)) for i in range(value.ndim)])
 
   def _directions(self, u_qd, v_qd, rank):
     """The number of directions, and W float64 [d, r] as the devices hold it."""
@@ -218,27 +247,35 @@ class Screen:
 
     Returns:
       (open_sq bool, lower_sq float32, cell_sq uint8, norm_s, log_norm_s) on
-      the devices. Add `floor_q` to lower_sq for a lower bound in nats.
+      the devices, for `fetch`. Add `floor_q` to lower_sq for a lower bound in
+      nats.
     """
     limit_q = _up(limit_q - self.floor_q)
     cells_q = np.float32(self.cells(farthest_q))
     ceiling_q = np.float32(self.self_q + self.fixed_q)
-    program = _over_rows(screen.candidates, self._mesh, 3)
-    return program(block_sd, self._constants, limit_q, ceiling_q, cells_q)
+    vectors = map(self._filled, (limit_q, ceiling_q, cells_q))
+    program = _over_grid(screen.candidates, self._mesh, bool(self.rank), 3)
+    return program(block_sd, self._constants, *vectors)
 
-  def bounds(self, block_sd):
+  def fetch(self, answer, rows):
+    """An answer as NumPy, of the first rows and without what fills up."""
+    whole = (meshes.fetch(x)[:rows] for x in answer)
+    return [x[:, : self._targets] if x.ndim == 2 else x for x in whole]
+
+  def bounds(self, block_sd, rows):
     """Bounds of all distances of a block.
 
     Args:
       block_sd: from `block`.
+      rows: of the block, without what fills it up.
 
     Returns:
       (lower_sq float32, to which `floor_q` must be added; upper_sq float64,
       nats; norm_s, log_norm_s), NumPy.
     """
-    program = _over_rows(screen.bounds, self._mesh, 0)
+    program = _over_grid(screen.bounds, self._mesh, bool(self.rank), 0)
     answer = program(block_sd, self._constants)
-    lower_sq, upper_sq, *norms = map(meshes.fetch, answer)
+    lower_sq, upper_sq, *norms = self.fetch(answer, rows)
     upper_sq = upper_sq + (self.self_q + self.fixed_q)[None]
     return lower_sq, upper_sq, *norms
 
@@ -268,16 +305,54 @@ class Screen:
     return (screen.CELLS - 1) / np.maximum(farthest_q, 1e-12)
 
 
+def _grid(mesh, target_parts):
+  """The mesh's devices, by source rows and targets."""
+  if target_parts < 1 or mesh.size % target_parts:
+    raise UserError(
+      'search.target_parts must divide the devices of a process: came '
+      f'{target_parts}, and there are {mesh.size}.'
+    )
+  shape = mesh.size // target_parts, target_parts
+  devices = mesh.devices.reshape(shape)
+  return jax.sharding.Mesh(devices, (meshes.AXIS, _TARGETS))
+
+
+def _specs(short):
+  """How the constants lie on the grid; `short` as in `ops.screen`."""
+  whole, split = PartitionSpec(), PartitionSpec(_TARGETS)
+  sides = whole if short else PartitionSpec(None, _TARGETS)
+  return screen.Operands(
+    pixels_gd=whole,
+    centre_gd=whole,
+    log_centre_gd=whole,
+    scale_gd=whole,
+    log_scale_gd=whole,
+    left_gnd=sides,
+    right_gnd=sides,
+    short_qr=split if short else None,
+    log_short_qr=split if short else None,
+    rest_q=split,
+    log_rest_q=split,
+    norm_rate_q=split,
+    log_rate_q=split,
+    self_rates=whole,
+    rest_rates=whole,
+  )
+
+
 @functools.cache
-def _over_rows(kernel, mesh, vectors):
-  """A kernel whose source rows are split over the devices."""
-  split, whole = PartitionSpec(meshes.AXIS), PartitionSpec()
+def _over_grid(kernel, mesh, short, vectors):
+  """A kernel whose source rows and targets are split over the devices."""
+  rows, targets = PartitionSpec(meshes.AXIS), PartitionSpec(_TARGETS)
+  pairs = PartitionSpec(meshes.AXIS, _TARGETS)
+  # Two or three tables of all pairs, and the norms of the rows.
+  tables = 3 if vectors else 2
   return jax.jit(
     jax.shard_map(
       functools.partial(kernel, epsilon=divergence.EPSILON),
       mesh=mesh,
-      in_specs=(split, whole, *[whole] * vectors),
-      out_specs=split,
+      in_specs=(rows, _specs(short), *[targets] * vectors),
+      out_specs=(*[pairs] * tables, rows, rows),
       # Sums start from zeros, which do not vary over the devices.
       check_vma=False,
     )

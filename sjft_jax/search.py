@@ -15,7 +15,6 @@ import dataclasses
 import numpy as np
 
 from sjft_jax import exact, files, paths, processes, progress, streams
-from sjft_jax import mesh as meshes
 from sjft_jax.ops import screen as kernels
 from sjft_jax.screen import Screen
 from sjft_jax.tables import Table
@@ -87,6 +86,7 @@ def nearest(
   share=(0, 1),
   rows=1024,
   shard_images=None,
+  target_parts=1,
   rank=None,
   operands='auto',
 ):
@@ -97,6 +97,7 @@ def nearest(
     source: stream; every image is read once, by one of the processes.
     k: neighbours per target image.
     mesh: of this process's devices; blocks are screened over them.
+    target_parts: devices that share the targets, see `Screen`.
     directory: where finished shards are kept; a killed search goes on after
       them. Processes share it. None, for one process, keeps nothing.
     share: (index, count) of this process among those that share the work.
@@ -137,7 +138,15 @@ def nearest(
   if rank is None and len(source) < max(_DIRECTIONS_COST, 8 * _EXACT_COST * k):
     rank = 0
   if mine:
-    work = _Work(describer, target_qd, mesh, k + 1, rows, rank, operands)
+    screen = Screen(
+      target_qd,
+      describer,
+      mesh,
+      target_parts=target_parts,
+      rank=rank,
+      operands=operands,
+    )
+    work = _Work(screen, exact.Exact(target_qd, describer), k + 1, rows)
     total = sum(stop - start for start, stop in mine)
     with progress.bar(total, 'search') as bar:
       for shard in mine:
@@ -232,12 +241,9 @@ class _Shards:
 class _Work:
   """What the shards of one process share."""
 
-  def __init__(self, describer, target_qd, mesh, k, rows, rank, operands):
+  def __init__(self, screen, exact_, k, rows):
+    self._screen, self._exact = screen, exact_
     self._k, self._rows = k, rows
-    self._exact = exact.Exact(target_qd, describer)
-    self._screen = Screen(
-      target_qd, describer, mesh, rank=rank, operands=operands
-    )
 
   def search(self, source, shard, table, bar):
     """The pairs of one shard that are among the k nearest so far."""
@@ -375,7 +381,7 @@ class _Open:
     )
 
   def _add_whole(self, block_sd, n, first):
-    lower_sq, upper_sq, *norms = (x[:n] for x in self._screen.bounds(block_sd))
+    lower_sq, upper_sq, *norms = self._screen.bounds(block_sd, n)
     self.bound = max(self.bound, self._screen.rounding(*norms))
     self._upper.append(upper_sq)
     self._many += n
@@ -391,7 +397,7 @@ class _Open:
   def add(self, asked):
     """Takes in the open pairs of a block."""
     n, first, answer = asked
-    open_sq, lower_sq, cell_sq, *norms = (meshes.fetch(x)[:n] for x in answer)
+    open_sq, lower_sq, cell_sq, *norms = self._screen.fetch(answer, n)
     self.bound = max(self.bound, self._screen.rounding(*norms))
     at = np.flatnonzero(open_sq)
     column_n, row_n = np.divmod(at.astype(np.int32), np.int32(open_sq.shape[1]))

@@ -6,9 +6,9 @@ import operator
 from sjft_jax import (
   describe,
   evaluate,
-  learn,
   optim,
   paths,
+  recipes,
   screen,
   selection,
 )
@@ -30,7 +30,7 @@ CHOICES = {
   'model.statistics': tuple(trunks.STATISTICS),
   'model.dtype': ('float32', 'bfloat16'),
   'optim.rule': tuple(optim.RULES),
-  'optim.schedule': tuple(learn.SCHEDULES),
+  'optim.schedule': tuple(recipes.SCHEDULES),
   'hardness.views': tuple(evaluate.VIEWS),
   'evaluate.views': tuple(evaluate.VIEWS),
 }
@@ -54,7 +54,7 @@ AT_LEAST = {
     'describe.batch', 'budget.initial', 'budget.maximum',
     'budget.least_per_class', 'pretrain.batch', 'train.steps',
     'train.micro_batches', 'train.target_batch', 'train.resize',
-    'evaluate.batch',
+    'evaluate.batch', 'search.target_parts',
   ),
   2: ('describe.bins',),
   # The stem's pool needs two pixels of half the size.

@@ -19,6 +19,7 @@ FREE = frozenset(
     'max_bad_fraction',
     'search.cache',
     'search.rank',
+    'search.target_parts',
     'search.operands',
     'processes.heartbeat',
     'processes.shutdown',

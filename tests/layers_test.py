@@ -37,6 +37,7 @@ LAYERS = [
   ['intake', 'describe', 'streams', 'reuse', 'screen', 'exact'],
   ['tables', 'search', 'certificate'],
   ['evaluate', 'train', 'features'],
+  ['answers', 'recipes'],
   ['repeats', 'guard'],
   ['retrieval', 'selection', 'learn', 'suspects', 'reasons'],
   ['settings'],

@@ -85,6 +85,36 @@ def test_devices_agree_to_the_bit(case, devices):
     assert_same(one, find(case, k=12, rank=rank, rows=50, mesh=some))
 
 
+@pytest.mark.parametrize('parts', [2, 4])
+@pytest.mark.parametrize('rank', [0, 4])
+def test_targets_shared_by_devices_agree_to_the_bit(case, rank, parts):
+  some = mesh.make(jax.devices()[:4])
+  one = find(case, k=12, rank=rank, rows=32)
+  shared = find(case, k=12, rank=rank, rows=50, mesh=some, target_parts=parts)
+  assert_same(one, shared)
+
+
+def test_no_device_holds_more_than_its_part_of_the_targets(case):
+  describer, target, _ = case
+  some = mesh.make(jax.devices()[:4])
+  whole, parted = (
+    screen.Screen(target, describer, some, rank=0, target_parts=parts)
+    for parts in (1, 4)
+  )
+
+  def held(screen_):
+    shards = screen_._constants.left_gnd.addressable_shards
+    return {shard.data.shape[1] for shard in shards}
+
+  assert held(whole) == {len(target)}
+  assert held(parted) == {-(-len(target) // 4)}
+
+
+def test_devices_that_the_targets_cannot_share_are_one_line(case):
+  with pytest.raises(UserError, match=r'target_parts.*came 3, and there are 4'):
+    find(case, k=2, mesh=mesh.make(jax.devices()[:4]), target_parts=3)
+
+
 def test_a_source_with_too_few_readable_images_leaves_empty_places(case):
   table = find(case, k=150).table
   assert (table.index_qk[:, 144:] == -1).all()
@@ -158,8 +188,10 @@ def test_the_bounds_hold(draw, operands, rank):
   asked = screen.Screen(
     target, describer, mesh.make(), rank=rank, operands=operands
   )
-  lower, upper, *norms = asked.bounds(asked.block(source, len(source)))
-  lower = (lower.astype(np.float64) + asked.floor_q)[: len(source)]
+  lower, upper, *norms = asked.bounds(
+    asked.block(source, len(source)), len(source)
+  )
+  lower = lower.astype(np.float64) + asked.floor_q
   q, s = np.divmod(np.arange(len(target) * len(source)), len(source))
   order = np.argsort(s, kind='stable')
   distance_qs = np.empty((len(target), len(source)))
@@ -167,14 +199,14 @@ def test_the_bounds_hold(draw, operands, rank):
     source, s[order], q[order]
   )
   assert (lower <= distance_qs.T).all()
-  assert (upper[: len(source)] >= distance_qs.T).all()
+  assert (upper >= distance_qs.T).all()
   if rank == 0 and draw is dense:
     # Bounds are of use only if they are close beside the distances.
-    width = (upper[: len(source)] - lower).max()
+    width = (upper - lower).max()
     share = {'float32': 0.01, 'bfloat16': 0.1}[operands]
     assert width < share * np.median(distance_qs)
     # All of the width is rounding, and what is reported covers it.
-    assert width <= 2.001 * asked.rounding(*(x[: len(source)] for x in norms))
+    assert width <= 2.001 * asked.rounding(*norms)
 
 
 def test_a_missing_cpu_is_one_line(monkeypatch):

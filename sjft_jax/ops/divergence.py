@@ -12,16 +12,16 @@ Centring by means m, l makes the four terms small, so that less cancels.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Added inside every logarithm, as in the Caffe release. It is part of the
 # method: another value changes the ranking, because histograms have many
 # empty bins.
 EPSILON = 2.2204e-16
 
-# Partial sums of a pair, several of a processor's vectors; and how many such
-# parts make a block of bins.
+# Partial sums of a pair, several of a processor's vectors; and bins of a block.
 _LANES = 32
-_PARTS = 16
+_WIDTH = 512
 
 
 def pairwise_jeffreys(target_qd, source_sd, weight_d, epsilon=EPSILON):
@@ -89,24 +89,34 @@ def lifted(scaled_qd, scaled_log_qd, self_q, source_sd, log_sd, half_d):
 
 
 def jeffreys_pairs(
-  first_qd, first_log_qd, second_sd, second_log_sd, row_n, column_n, many
+  first_bqw,
+  first_log_bqw,
+  second_sd,
+  log_table_n,
+  start_d,
+  used_r,
+  row_n,
+  column_n,
+  many,
 ):
-  """The divergence of listed pairs, in the direct form and in float64.
+  """The divergence of listed pairs of images, in the direct form and float64.
 
-  D[n] = sum_d (p[d] - q[d]) (a[d] P[d] - a[d] Q[d]), a = w / 2,
+  D[n] = sum_d (c[d] - k[d]) (L_d(c[d]) - L_d(k[d])),
 
-  for p, P in row row_n[n] of the first and q, Q in row column_n[n] of the
-  second arrays. The factors may be shared otherwise: pixel counts instead of p
-  and q, whose differences are exact even in float32, with logarithms divided by
-  the number of pixels. Every pair is summed alone and in one order, so that
-  equal histograms have equal distances to the last bit, in whatever company
-  they are computed.
+  for the pixel counts c in row row_n[n] of the first and k in row
+  used_r[column_n[n]] of the second, and L_d(c) = log_table_n[start_d[d] + c].
+  With L_d(c) = w[d] / 2 / N[d] log(c / N[d] + e), N[d] the pixels, it is the
+  weighted symmetric KL divergence, and differences of counts are exact. Every
+  pair is summed alone and in one order, so that equal histograms have equal
+  distances to the last bit, in whatever company they are computed.
 
   Args:
-    first_qd: p, float64 [q, d], or counts, float32 [q, d].
-    first_log_qd: a P, P = log(p + e), float64 [q, d].
-    second_sd: q, [s, d], as the first.
-    second_log_sd: a Q, Q = log(q + e), float64 [s, d].
+    first_bqw: `in_blocks` of counts, float32 [b, q, w].
+    first_log_bqw: `in_blocks` of L of them, float64 [b, q, w].
+    second_sd: counts, integers [s, d].
+    log_table_n: L of every count of every kind of bin, float64 [any].
+    start_d: where in it L_d(0) is, int32 [d].
+    used_r: rows of the second that there are pairs of, int32 [r].
     row_n: int32 [n].
     column_n: int32 [n].
     many: pairs that are asked for, the first of the n.
@@ -117,41 +127,63 @@ def jeffreys_pairs(
 
   Source: as `pairwise_jeffreys`.
   """
-  blocks, parts = _blocks(first_qd.shape[1])
-  width = parts * _LANES
-  short = ((0, 0), (0, blocks * width - first_qd.shape[1]))
-  arrays = [
-    jnp.pad(x, short)
-    for x in (first_qd, first_log_qd, second_sd, second_log_sd)
-  ]
+  blocks, _, width = first_bqw.shape
+  short = max(0, width - second_sd.shape[1])
+  second_sd = jnp.pad(second_sd, ((0, 0), (0, short)))
+  start_d = jnp.pad(start_d, (0, short))
+  last = second_sd.shape[1] - width
 
   def block(b, distance_n):
-    start = jnp.asarray(b * width, row_n.dtype)
+    b = jnp.asarray(b, row_n.dtype)
+    at = jnp.minimum(b * width, last)
+    count_rw = jax.vmap(
+      lambda s: jax.lax.dynamic_slice(second_sd, (s, at), (1, width))[0]
+    )(used_r)
+    place_rw = count_rw.astype(start_d.dtype)
+    place_rw += jax.lax.dynamic_slice_in_dim(start_d, at, width)[None]
+    log_rw = log_table_n.at[place_rw].get(mode='promise_in_bounds')
+    count_rw = count_rw.astype(first_bqw.dtype)
+    # As `in_blocks` has it: nothing counts twice, nor what fills up.
+    bins_w = at + jnp.arange(width, dtype=at.dtype)
+    mine_w = (bins_w >= b * width) & (bins_w < last + width - short)
+    count_rw, log_rw = (
+      jnp.where(mine_w[None], x, 0) for x in (count_rw, log_rw)
+    )
 
     def pair(i, distance_n):
-      place = row_n[i], row_n[i], column_n[i], column_n[i]
-      p, log_p, q, log_q = (
-        jax.lax.dynamic_slice(x, (at, start), (1, width))[0]
-        for x, at in zip(arrays, place, strict=True)
+      place = b, row_n[i], jnp.zeros_like(b)
+      count_w, log_w = (
+        jax.lax.dynamic_slice(x_bqw, place, (1, 1, width))[0, 0]
+        for x_bqw in (first_bqw, first_log_bqw)
       )
-      term = (p - q).astype(distance_n.dtype) * (log_p - log_q)
+      term_w = (count_w - count_rw[column_n[i]]).astype(distance_n.dtype)
+      term_w *= log_w - log_rw[column_n[i]]
       # A sum of slices: XLA's CPU backend does not vectorise row sums.
-      return distance_n.at[i].add(sum(jnp.split(term, parts)).sum())
+      return distance_n.at[i].add(sum(jnp.split(term_w, width // _LANES)).sum())
 
     return jax.lax.fori_loop(0, many, pair, distance_n)
 
-  # Blocks outside: of long descriptors, a block of all rows stays in a cache.
-  zero_n = jnp.zeros(len(row_n), first_log_qd.dtype)
+  # Blocks outside: so a block of many rows stays in a cache.
+  zero_n = jnp.zeros(len(row_n), first_log_bqw.dtype)
   return jax.lax.fori_loop(0, blocks, block, zero_n)
 
 
-def whole_width(dims: int) -> int:
-  """The next length at which `jeffreys_pairs` need not fill up its arrays."""
-  blocks, parts = _blocks(dims)
-  return blocks * parts * _LANES
+def in_blocks(value_qd):
+  """Bins in blocks, as `jeffreys_pairs` takes the first of its two sides.
 
+  Args:
+    value_qd: NumPy [q, d].
 
-def _blocks(dims):
-  """Blocks of bins, and parts in each of them."""
-  blocks = -(-dims // (_LANES * _PARTS))
-  return blocks, -(-dims // (_LANES * blocks))
+  Returns:
+    [b, q, w], w a multiple of 32. The last block ends with the last bin, and
+    holds 0 where it overlaps the one before; fewer bins than w are filled up.
+  """
+  dims = value_qd.shape[1]
+  width = min(_WIDTH, -(-dims // _LANES) * _LANES)
+  value_qd = np.pad(value_qd, ((0, 0), (0, max(0, width - dims))))
+  blocks = -(-dims // width)
+  value_bqw = np.zeros((blocks, len(value_qd), width), value_qd.dtype)
+  for b, value_qw in enumerate(value_bqw):
+    at = min(b * width, value_qd.shape[1] - width)
+    value_qw[:, b * width - at :] = value_qd[:, b * width : at + width]
+  return value_bqw

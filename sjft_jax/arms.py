@@ -82,7 +82,7 @@ def compare(c, workdir, mesh) -> dict:
   tuned, done = {}, []
   for seed in range(c.seeds):
     for arm in _trained(c):
-      if c.tune.folds and not seed:
+      if not seed and tuning.room(c, arm).folds:
         own = settings_of(c, arm, 0)
         tuned[arm] = tuning.tune(c, arm, own, workdir, mesh, done)
         if processes.first():
@@ -114,7 +114,8 @@ def settings_of(c, arm, seed, tuned=None):
     c: every setting, with arms.
     arm: name of one that is trained.
     seed: of the draws and of training.
-    tuned: what `tuning.tune` returned; None = as the config says.
+    tuned: {arm: what `tuning.tune` returned}; one that is not there is as the
+      config says.
 
   Raises:
     UserError: if the arm has a setting that there is not.
@@ -126,7 +127,7 @@ def settings_of(c, arm, seed, tuned=None):
     own.update(c.arms[arm].get('set', {}))
   except (KeyError, TypeError) as error:
     raise UserError(f'Settings of the arm {arm}: {error}') from error
-  if tuned:
+  if tuned and arm in tuned:
     tuning.apply(own, tuning.room(c, arm), **tuned[arm]['chosen'])
   own.seed = seed
   return own

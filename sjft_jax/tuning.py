@@ -3,16 +3,21 @@
 Learning rate and length, and where it is asked for K0, the bank and the weight
 of the source. The training images of seed 0 are cut into folds; with every
 choice an arm is trained without a fold and asked about it. The one that is
-right most often, over the folds, is taken for all seeds. Test images are never
-opened.
+right most often, over the folds, is taken for all seeds; but where borrowing
+can be given up, it has to beat the best that does not borrow by more than the
+folds differ. Test images are never opened.
 """
 
 import copy
 
 import numpy as np
 
-from sjft_jax import rounds, selection, settings
+from sjft_jax import intervals, rounds, selection, settings
 from sjft_jax.errors import UserError
+
+# Whether borrowing gains is an interval over the folds. Of fewer it is so wide
+# that borrowing would never be chosen.
+_FOLDS_OF_A_MARGIN = 5
 
 
 def room(c, arm):
@@ -73,6 +78,11 @@ def check(c, arm, own):
       'tune.source_weights must fall from above 0, to 0 at most, as '
       f'(1.0, 0.3, 0.1, 0.0); came {tuple(weights)}.'
     )
+  if weights and not weights[-1] and tune_.folds < _FOLDS_OF_A_MARGIN:
+    raise UserError(
+      'tune.source_weights that end with 0 need tune.folds >= '
+      f'{_FOLDS_OF_A_MARGIN}, to tell a gain from chance; came {tune_.folds}.'
+    )
   if not all(isinstance(k, int) and k > 0 for k in tune_.initial):
     raise UserError(
       f'tune.initial needs numbers of neighbours; came {tune_.initial}.'
@@ -100,7 +110,10 @@ def tune(c, arm, own, workdir, mesh, done) -> dict:
   rate, then the other K0, the other banks and the lower weights of the source
   at the best so far: as many runs as there are values, less the first ones,
   for each fold. The weight 0 is fine-tuning without a source, for which rates
-  and lengths are tried anew: what borrows has to beat the best that does not.
+  and lengths are tried anew. What borrows is chosen only if the 95 % interval
+  (`intervals.bootstrap_t`) of its paired difference over the folds to the best
+  that does not lies above 0: a source that does not help costs nothing then,
+  since the arm is the very one that never had it.
 
   Args:
     c: every setting of the comparison.
@@ -113,7 +126,8 @@ def tune(c, arm, own, workdir, mesh, done) -> dict:
   Returns:
     {'chosen': arguments of `apply`, 'tried': one row per choice}, where a row
     holds the choice and the mean class accuracy of each fold. Among equal means
-    the lower weight of the source is chosen, then the one tried first.
+    the lower weight of the source is chosen, then the one tried first. With the
+    weight 0, `gain` is the interval that decided.
   """
   tune_, values, rows = room(c, arm), _values(c, arm, own), []
   weights = values.pop('source_weight', ())
@@ -137,9 +151,9 @@ def tune(c, arm, own, workdir, mesh, done) -> dict:
     """Tries one setting after the other; returns the best choice."""
     mine = [trial(choice)]
     for name in names:
-      choice = _best(mine)
+      choice, _ = _best(mine)
       mine += [trial(choice | {name: value}) for value in values[name][1:]]
-    return _best(mine)
+    return _best(mine)[0]
 
   first = {name: tried[0] for name, tried in values.items()}
   weight = {'source_weight': weights[0]} if weights else {}
@@ -150,8 +164,9 @@ def tune(c, arm, own, workdir, mesh, done) -> dict:
     else:
       plain = {name: first[name] for name in ('learning_rate', 'steps')}
       descend(plain | {'source_weight': weight}, plain)
-  return {
-    'chosen': _best(rows),
+  best, gain = chosen(rows)
+  return gain | {
+    'chosen': best,
     'tried': [
       choice | {'mean_class_accuracy': accuracies}
       for choice, accuracies in rows
@@ -214,15 +229,34 @@ def _values(c, arm, own) -> dict:
   return {name: tried for name, tried in values.items() if tried}
 
 
-def _best(rows) -> dict:
-  """The choice that was right most often; see `tune` for equal ones."""
+def chosen(rows) -> tuple[dict, dict]:
+  """The best choice, which borrows only if that gains.
+
+  Args:
+    rows: (choice, mean class accuracy of each fold) of all that was tried.
+
+  Returns:
+    (the choice, {'gain': interval} if one that was tried is not to borrow);
+    see `tune`.
+  """
+  plain = [row for row in rows if row[0].get('source_weight') == 0]
+  best, accuracies = _best([row for row in rows if row not in plain])
+  if not plain:
+    return best, {}
+  without, others = _best(plain)
+  low, high = intervals.bootstrap_t(np.subtract(accuracies, others))
+  return best if low > 0 else without, {'gain': (low, high)}
+
+
+def _best(rows) -> tuple[dict, list[float]]:
+  """The row that was right most often; see `tune` for equal ones."""
 
   def worth(row):
     choice, accuracies = row
     return np.mean(accuracies), -choice.get('source_weight', 0)
 
   # The first of the largest.
-  return max(rows, key=worth)[0]
+  return max(rows, key=worth)
 
 
 def _name(

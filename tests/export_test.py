@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from configs import folders
-from sjft_jax import export, files, tables
+from sjft_jax import export_formats, files, selected, tables
 from sjft_jax.data import datasets, recorded
 from sjft_jax.errors import UserError
 
@@ -111,7 +111,7 @@ def read_csv(path):
 def test_tables_hold_every_pair_to_the_last_digit(workdir, tmp_path, kind):
   run, *truth = workdir
   out = tmp_path / f'out.{kind}'
-  export.FORMATS[kind](export.load(run), out)
+  export_formats.FORMATS[kind](selected.load(run), out)
   rows = read_csv(out) if kind == 'csv' else pq.read_table(out).to_pylist()
   assert pairs_of(rows) == expected_pairs(*truth)
 
@@ -119,7 +119,7 @@ def test_tables_hold_every_pair_to_the_last_digit(workdir, tmp_path, kind):
 def test_a_folder_holds_the_same_files_by_class(workdir, tmp_path):
   run, train, pool, table = workdir
   out = tmp_path / 'out'
-  export.to_folder(export.load(run), out)
+  export_formats.to_folder(selected.load(run), out)
   with open(out / 'images.csv', newline='', encoding='utf-8') as file:
     images = list(csv.DictReader(file))
   assert {row['source_id'] for row in images} == set(pool.ids[[0, 1, 3, 4]])
@@ -143,8 +143,8 @@ def test_shards_hold_images_labels_and_pairs(
   workdir, tmp_path, monkeypatch, shard
 ):
   run, train, pool, table = workdir
-  monkeypatch.setattr(export, 'SHARD', shard)
-  export.to_tar(export.load(run), tmp_path / 'out')
+  monkeypatch.setattr(export_formats, 'SHARD', shard)
+  export_formats.to_tar(selected.load(run), tmp_path / 'out')
   samples = {}
   shards = sorted((tmp_path / 'out').iterdir())
   assert len(shards) == -(-4 // shard)
@@ -175,7 +175,7 @@ def test_a_tfds_set_holds_images_labels_and_pairs(
 ):
   run, train, pool, table = workdir
   monkeypatch.setattr(recorded, 'PER_SHARD', shard)
-  export.to_tfds(export.load(run), tmp_path / 'out')
+  export_formats.to_tfds(selected.load(run), tmp_path / 'out')
   builder = tfds.builder_from_directory(str(tmp_path / 'out'))
   records = builder.as_data_source(
     'train', decoders={'image': tfds.decode.SkipDecoding()}
@@ -217,15 +217,17 @@ def test_a_tfds_set_holds_images_labels_and_pairs(
 
 def test_a_class_name_that_tfds_cannot_keep_is_refused(workdir, tmp_path):
   run, *_ = workdir
-  selection = dataclasses.replace(export.load(run), target_classes=('p', 'q '))
+  selection = dataclasses.replace(
+    selected.load(run), target_classes=('p', 'q ')
+  )
   with pytest.raises(UserError, match=r"'q '.*another format"):
-    export.to_tfds(selection, tmp_path / 'out')
+    export_formats.to_tfds(selection, tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
 
 
 def test_only_the_nearest_on_demand(workdir):
   run, train, pool, table = workdir
-  selection = export.load(run, k=1)
+  selection = selected.load(run, k=1)
   assert selection.index.tolist() == [0, 1, 4]
   nearest = {
     key: value
@@ -246,17 +248,17 @@ def test_only_the_nearest_on_demand(workdir):
   ],
 )
 def test_no_name_leads_out_of_the_folder(name, safe):
-  assert export._safe(name) == safe
+  assert export_formats._safe(name) == safe
   assert os.path.basename(safe) == safe
 
 
 def test_changed_images_and_unfinished_runs_are_refused(workdir, tmp_path):
   run, *_ = workdir
   with pytest.raises(UserError, match='has searched'):
-    export.load(tmp_path / 'nothing')
+    selected.load(tmp_path / 'nothing')
   (tmp_path / 'source' / 'a' / 'x.jpg').unlink()
   with pytest.raises(UserError, match='source images are not the ones'):
-    export.load(run)
+    selected.load(run)
 
 
 def test_the_command_writes_once(workdir, tmp_path):

@@ -49,6 +49,7 @@ LAYERS = [
   ['intervals', 'tuning', 'arms'],
   ['experiment'],
   ['main'],
+  ['selected', 'export_formats'],
   ['sweep', 'convert', 'predict', 'export', 'verify', 'explain'],
   ['data.builders.archives', *BUILDERS],
   ['prepare'],

@@ -13,6 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
+from configs.sweeps import unrelated
 from sjft_jax import (
   arms,
   evaluate,
@@ -175,12 +176,13 @@ def choosing(tmp_path, monkeypatch, right):
 
   def answer(c, workdir, mesh, donors=()):
     del mesh, donors
-    assert c.target.folds == 2
+    assert c.target.folds == 5
     trials.append((workdir.name, c))
     return {'mean_class_accuracy': right(c)}
 
   monkeypatch.setattr(rounds, 'run', answer)
   c = small()
+  c.tune.folds = 5
   c.budget.initial, c.budget.maximum = 10, 40
   c.tune.initial = (10, 5, 15)
   with c.unlocked():
@@ -207,7 +209,7 @@ def test_one_setting_after_the_other_is_tried(tmp_path, monkeypatch):
   }
   # 1 + 1 rate + 1 length + 2 K0 + 1 bank + 1 weight, and 3 without a source.
   assert len(found['tried']) == 10
-  assert len({name for name, _ in trials}) == len(trials) == 20
+  assert len({name for name, _ in trials}) == len(trials) == 50
   for _, own in trials:
     if own.selection != 'none':
       assert own.budget.maximum == 4 * own.budget.initial
@@ -228,15 +230,77 @@ def test_a_source_that_hurts_is_dropped(tmp_path, monkeypatch):
     'steps': 2,
     'source_weight': 0.0,
   }
-  chosen = arms.settings_of(c, 'picked', 0, {'picked': found})
-  assert chosen.selection == 'none'
-  plain = arms.settings_of(c, 'plain', 0)
-  assert chosen.train.source_weight == plain.train.source_weight
+  # Then it is the arm that never had a source, to the last setting, and so to
+  # the last bit.
+  tuned = {'picked': found}
+  tuned['plain'] = tuning.tune(
+    c, 'plain', arms.settings_of(c, 'plain', 0), tmp_path, None, []
+  )
+  for seed in range(2):
+    chosen, plain = (arms.settings_of(c, a, seed, tuned) for a in tuned)
+    assert chosen.to_dict() == plain.to_dict()
 
 
 def test_of_equals_the_source_weighs_least(tmp_path, monkeypatch):
   _, found, _ = choosing(tmp_path, monkeypatch, lambda c: 0.5)
   assert found['chosen']['source_weight'] == 0
+
+
+@pytest.mark.parametrize(
+  ('gains', 'weight'),
+  [
+    # Means of 0.01: of folds that agree, and of some that do not.
+    ((0.008, 0.012, 0.009, 0.011, 0.010), 0.3),
+    ((0.06, -0.04, 0.05, -0.03, 0.01), 0.0),
+  ],
+)
+def test_borrowing_has_to_gain_more_than_folds_differ(
+  tmp_path, monkeypatch, gains, weight
+):
+  def right(c):
+    return 0.5 + gains[c.target.fold] * (c.train.source_weight == 0.3)
+
+  _, found, _ = choosing(tmp_path, monkeypatch, right)
+  assert found['chosen']['source_weight'] == weight
+  low, high = found['gain']
+  assert low < 0.01 < high
+  assert (low > 0) == (weight > 0)
+
+
+def test_a_source_without_effect_is_seldom_kept():
+  kept = 0
+  for seed in range(400):
+    # Five folds of forty images, four in five of which every choice gets right;
+    # the best of three weights against fine-tuning without a source.
+    right = np.random.default_rng(seed).binomial(40, 0.8, (4, 5)) / 40
+    weights = ({'source_weight': w} for w in (1.0, 0.3, 0.1, 0.0))
+    best, _ = tuning.chosen([*zip(weights, right.tolist(), strict=True)])
+    kept += best['source_weight'] > 0
+  # Nominal: one in forty for one weight.
+  assert kept < 30
+
+
+def test_the_sweep_of_an_unrelated_source_can_lose_nothing():
+  c = unrelated.get_config()
+  choice = dict(steps=100, learning_rate=0.01, source_weight=0.0)
+  tuned = {'falling': {'chosen': choice}}
+  given_up, plain = (
+    arms.settings_of(c, arm, 3, tuned).to_dict()
+    for arm in ('falling', 'fine_tuning')
+  )
+  assert given_up == plain
+
+
+def test_an_arm_may_be_tuned_alone(tmp_path, monkeypatch):
+  monkeypatch.setattr(rounds, 'run', answer_at_random)
+  c = small()
+  c.seeds, c.tune.folds = 2, 0
+  c.arms.picked.tune = dict(folds=2)
+  value = arms.compare(c, tmp_path, None)
+  assert list(value['tuning']) == ['picked']
+  path = tmp_path / 'runs' / 'plain-0' / 'config.json'
+  settings = json.loads(path.read_text())['settings']
+  assert settings['train'] == small().train.to_dict()
 
 
 def test_what_an_arm_sets_is_not_tried(tmp_path, monkeypatch):
@@ -301,6 +365,7 @@ def test_a_killed_sweep_does_no_finished_run_again(tmp_path, capsys):
     ({'tune.source_weights': (0.3, 1.0)}, 'must fall'),
     ({'tune.source_weights': (0.0,)}, 'must fall'),
     ({'tune.source_weights': (1.0, -0.1)}, 'must fall'),
+    ({'tune.source_weights': (1.0, 0.0)}, 'folds >= 5'),
     ({'tune.initial': (0,)}, 'numbers of neighbours'),
     ({'tune.banks': {'a/b': {}}}, 'letters and digits'),
     ({'tune.banks': {'a': {'bins': 1}}}, 'bins must be at least 2'),

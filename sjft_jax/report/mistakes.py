@@ -26,7 +26,7 @@ def context(directory) -> dict | None:
     'Answers by true class',
     share_cc,
     f'{len(names)} classes in their order; a row is a true class, and a cell '
-    'the darker the larger its share of the row.',
+    'the stronger the larger its share of the row.',
   )
   wrong_cc = count_cc - np.diag(np.diagonal(count_cc))
   order = np.argsort(-wrong_cc, axis=None, kind='stable')[:SHOWN]

@@ -77,11 +77,13 @@ def curves(
   """A plot of curves; None where no curve has two points."""
   if not any(np.isfinite(line.y).sum() > 1 for line in lines):
     return None
-  # Lines beyond the last colour begin again with other markers.
+  # Lines beyond the last colour begin again with other markers. One that has no
+  # point is not named, and its colour is left for other plots of the page.
   n = len(SERIES)
   style = [
     (line, (SERIES[i % n], MARKERS[(i + i // n) % n]))
     for i, line in enumerate(lines)
+    if np.isfinite(line.y).any()
   ]
 
   def paint(axes):
@@ -100,7 +102,7 @@ def curves(
       )
 
   alt = [f'{title} in {y_label} by {x_label}.']
-  for line in lines:
+  for line, _ in style:
     y = line.y if len(line.y) <= 12 else [line.y[0], line.y[-1]]
     joint = ', ' if len(line.y) <= 12 else ' to '
     alt.append(f'{line.label}: {joint.join(wording.short(v) for v in y)}.')
@@ -198,7 +200,7 @@ def thin(points, most) -> np.ndarray:
 
 
 def matrix(name, title, value_cc, note) -> dict:
-  """Values from 0 to 1 as cells, the darker the larger; rows from the top."""
+  """Values from 0 to 1 as cells, stronger if larger; rows from the top."""
 
   def paint(axes):
     axes.set(xlabel='answer', ylabel='true class', xticks=[], yticks=[])

@@ -307,6 +307,9 @@ def test_runs_of_an_arm_are_not_those_of_a_longer_name(comparison_page):
   k = next(label for label in labels if label.startswith('Mean K'))
   assert 'random: 3.25, 4.25.' in k
   assert f'{NASTY}: 8.25, 9.25.' in k
+  # What borrows nothing has no K.
+  assert 'target only' not in k
+  assert 'nan' not in ' '.join(labels)
 
 
 def test_names_are_shown_as_text(tmp_path):

@@ -1,0 +1,195 @@
+"""A selection as files of other programs: a writer for each format."""
+
+import csv
+import io
+import itertools
+import json
+import pathlib
+import re
+import tarfile
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from sjft_jax import files, selected
+from sjft_jax.data import preprocess
+from sjft_jax.errors import UserError
+from sjft_jax.selected import Selection
+
+SHARD = 10_000  # images
+# By the first bytes: an id need not end like a file name.
+_SUFFIXES = (
+  ('.jpg', rb'\xff\xd8'),
+  ('.png', rb'\x89PNG'),
+  ('.gif', rb'GIF8'),
+  ('.webp', rb'RIFF....WEBP'),
+  ('.bmp', rb'BM'),
+  ('.tif', rb'II\*\x00|MM\x00\*'),
+  ('.ppm', rb'P[2356]\s'),
+)
+
+
+def to_csv(selection: Selection, out: pathlib.PurePath) -> None:
+  """Writes the pairs as csv; distances with all their digits."""
+  with files.replacing(out) as file:
+    pyarrow.csv.write_csv(selection.pairs, file)
+
+
+def to_parquet(selection: Selection, out: pathlib.PurePath) -> None:
+  """Writes the pairs as one parquet file."""
+  with files.replacing(out) as file:
+    pq.write_table(selection.pairs, file)
+
+
+def to_folder(selection: Selection, out: pathlib.PurePath) -> None:
+  """Writes the images by class, images.csv and pairs.csv."""
+  pool, used = selection.pool, set()
+  with files.building(out, 'pairs.csv') as beside:
+    beside.mkdir()
+    folders = _distinct(map(_safe, pool.classes))
+    with files.replacing(beside / 'images.csv', 'w') as file:
+      writer = csv.writer(file)
+      writer.writerow(('path', 'source_id', 'label', 'class'))
+      for i, data in selected.images(selection):
+        label = pool.labels[i]
+        stem = _safe(re.sub(r'\.\w+$', '', pool.ids[i].rpartition('/')[2]))
+        name = _free(f'{folders[label]}/{stem}', _suffix(data), used)
+        path = beside / 'images' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        row = f'images/{name}', pool.ids[i], label, pool.classes[label]
+        writer.writerow(row)
+    to_csv(selection, beside / 'pairs.csv')
+
+
+def to_tar(selection: Selection, out: pathlib.PurePath) -> None:
+  """Writes WebDataset shards of at most SHARD images into a directory."""
+  pool = selection.pool
+  names = [
+    f'{shard:06d}.tar' for shard in range(-(-len(selection.index) // SHARD))
+  ]
+  with files.building(out, names[-1]) as beside:
+    beside.mkdir()
+    samples = selected.samples(selection)
+    for shard, tar_name in enumerate(names):
+      with tarfile.open(beside / tar_name, 'w') as tar:
+        for n, (i, data, pairs) in enumerate(itertools.islice(samples, SHARD)):
+          label = int(pool.labels[i])
+          description = {
+            'source_id': str(pool.ids[i]),
+            'source_label': label,
+            'source_class': pool.classes[label],
+            'pairs': pairs,
+          }
+          text = json.dumps(description, ensure_ascii=False).encode()
+          name = f'{shard * SHARD + n:09d}'
+          _add(tar, f'{name}{_suffix(data)}', data)
+          _add(tar, f'{name}.cls', str(label).encode())
+          _add(tar, f'{name}.json', text)
+
+
+def to_tfds(selection: Selection, out: pathlib.PurePath) -> None:
+  """Writes a directory for `tfds.builder_from_directory(...).as_data_source`.
+
+  Raises:
+    UserError: if a class has a name that TFDS cannot keep.
+  """
+  # Takes half a second, and the other formats do without.
+  import tensorflow_datasets as tfds
+
+  from sjft_jax.data import recorded
+
+  pool, target_classes = selection.pool, selection.target_classes
+  for name in (*pool.classes, *target_classes):
+    # TFDS keeps them as lines of a file.
+    if name != name.strip() or len(name.splitlines()) != 1:
+      raise UserError(
+        f'--to=tfds needs class names of one line; {name!r} is none, or begins '
+        'or ends with a space: choose another format.'
+      )
+  pair = {
+    'target_id': tfds.features.Text(),
+    'target_label': tfds.features.ClassLabel(names=target_classes),
+    'rank': np.int64,
+    # A float of the records themselves has half of the digits.
+    'distance': tfds.features.Tensor(
+      shape=(), dtype=np.float64, encoding='bytes'
+    ),
+  }
+  features = tfds.features.FeaturesDict(
+    {
+      'image': tfds.features.Image(),
+      'label': tfds.features.ClassLabel(names=pool.classes),
+      'file_name': tfds.features.Text(),
+      'pairs': tfds.features.Sequence(pair),
+    }
+  )
+  examples = (
+    {
+      'image': data,
+      'label': pool.labels[i],
+      'file_name': str(pool.ids[i]),
+      'pairs': [{name: row[name] for name in pair} for row in pairs],
+    }
+    for i, data, pairs in selected.samples(selection)
+  )
+  with files.building(out, 'dataset_info.json') as beside:
+    beside.mkdir()
+    info = recorded.write_split(
+      beside, 'selection', 'train', features, examples, len(selection.index)
+    )
+    recorded.write_metadata(
+      beside,
+      features,
+      [info],
+      version='1.0.0',
+      description='Source images selected by sjft_jax, each with its pairs: '
+      'the target images that it is a neighbour of, its rank among theirs (0 = '
+      'nearest) and the distance in nats.',
+      supervised_keys=('image', 'label'),
+    )
+
+
+FORMATS: dict[str, Callable[[Selection, pathlib.PurePath], None]] = {
+  'folder': to_folder,
+  'csv': to_csv,
+  'parquet': to_parquet,
+  'tar': to_tar,
+  'tfds': to_tfds,
+}
+
+
+def _safe(name) -> str:
+  """A name that is one part of a path, on any system."""
+  return re.sub(r'[^\w.+ -]', '_', str(name)).strip('. ') or '_'
+
+
+def _distinct(names) -> list[str]:
+  used = set()
+  return [_free(name, '', used) for name in names]
+
+
+def _free(name, suffix, used) -> str:
+  """The name, or name~2, name~3, ... where it is taken; now it is."""
+  found, n = name + suffix, 1
+  # Some file systems do not tell upper and lower case apart.
+  while found.lower() in used:
+    n += 1
+    found = f'{name}~{n}{suffix}'
+  used.add(found.lower())
+  return found
+
+
+def _suffix(data) -> str:
+  for suffix, pattern in _SUFFIXES:
+    if re.match(pattern, data, re.DOTALL):
+      return suffix
+  raise preprocess.BadImage('not an image')
+
+
+def _add(tar, name, data):
+  member = tarfile.TarInfo(name)
+  member.size = len(data)
+  tar.addfile(member, io.BytesIO(data))

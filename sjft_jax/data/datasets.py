@@ -125,6 +125,10 @@ def _dataset(classes, ids, labels, sizes, read, version='') -> Dataset:
   )
 
 
+# Names of folders that hold classes, not images.
+_PARTS = {'train', 'training', 'test', 'testing', 'val', 'valid', 'validation'}
+
+
 # --- Openers: (spec, part, setting) -> Dataset with bare ids ------------------
 # `part` is the directory or split to open, `setting` the name of its setting.
 
@@ -152,6 +156,7 @@ def _folder(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
     raise errors.UserError(
       f'{need}; {part} holds no folder: make one per class, named after it.'
     )
+  _refuse_parts(folders, part, setting)
   names = [name for _, name, _ in rows]
   read = paths.reader(root)
   return _dataset(
@@ -160,6 +165,17 @@ def _folder(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
     labels=[label for label, _, _ in rows],
     sizes=[size for _, _, size in rows],
     read=lambda i: read(names[i]),
+  )
+
+
+def _refuse_parts(folders, part, setting):
+  """Or a whole set would be taken for two classes, and nobody would notice."""
+  if not _PARTS.issuperset(map(str.lower, folders)):
+    return
+  raise errors.UserError(
+    f'{setting} needs a folder that holds one folder of images per class; what '
+    f'{part} holds are the parts of a set, {", ".join(folders)}: give one of '
+    f'them, as {part}/{folders[0]}.'
   )
 
 
@@ -224,6 +240,7 @@ def _packed(path, inside: str, setting: str) -> Dataset:
       ' ARCHIVE/FOLDER, or pack it again.'
     )
   classes = sorted({name.partition('/')[0] for name, _ in found})
+  _refuse_parts(classes, f'{path}/{inside}'.rstrip('/'), setting)
   label_of = {name: label for label, name in enumerate(classes)}
   found.sort(key=lambda row: (label_of[row[0].partition('/')[0]], row[0]))
   place = [i for _, i in found]

@@ -126,9 +126,15 @@ def _an_empty_class(root):
   return root
 
 
+def _parts_of_a_set(root):
+  _write(root, 'Train/a/1.jpg', 'test/a/2.jpg')
+  return root
+
+
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
+    (_parts_of_a_set, 'the parts of a set, Train, test: give .*/Train'),
     (_no_folder, 'none was given: --config.source.main.dir=DIR'),
     (_missing, 'gone does not exist'),
     (_a_file, 'file is not a folder'),

@@ -16,6 +16,7 @@ from sjft_jax import (
   paths,
   processes,
   reasons,
+  screen,
   selection,
   suspects,
   workdirs,
@@ -130,6 +131,7 @@ def run(c, workdir, mesh, donors=()):
 def _check(c, target, test, mesh, workdir):
   """Refuses what the target, the devices or the network cannot do."""
   exact.cpu()
+  screen.grid(meshes.own(mesh), c.search.target_parts)
   if c.rounds:
     learn.check(c, mesh, workdir)
   if c.rounds and len(target) < c.train.target_batch:

@@ -67,7 +67,7 @@ class Screen:
       operands = faster_operands()
     self.operands = operands
     self._type, self._step = OPERANDS[operands]
-    self._mesh = _grid(mesh, target_parts)
+    self._mesh = grid(mesh, target_parts)
     self._targets = len(target_qd)
     half_d = describer.weight_d / 2
     fraction_qd = describer.fractions(target_qd)
@@ -305,8 +305,12 @@ class Screen:
     return (screen.CELLS - 1) / np.maximum(farthest_q, 1e-12)
 
 
-def _grid(mesh, target_parts):
-  """The mesh's devices, by source rows and targets."""
+def grid(mesh, target_parts: int) -> jax.sharding.Mesh:
+  """The mesh's devices, by source rows and targets.
+
+  Raises:
+    UserError: if there are not so many equal parts of them.
+  """
   if target_parts < 1 or mesh.size % target_parts:
     raise UserError(
       'search.target_parts must divide the devices of a process: came '

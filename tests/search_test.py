@@ -228,6 +228,21 @@ def test_exact_distances_equal_the_formula(case):
   )
 
 
+def test_tiles_and_groups_of_targets_do_not_change_a_bit(case, monkeypatch):
+  describer, target, source = case
+  row, column = np.divmod(np.arange(9 * 150), 150)
+  order = np.argsort(column, kind='stable')[::2]
+  row, column = row[order], column[order]
+  asked = Exact(target, describer)
+  whole = asked(source, column, row)
+  # Tiles end at images, and in the midst of one's pairs; groups of 4, 4 and 1.
+  for rows, pairs in ((16, 1000), (1000, 7)):
+    monkeypatch.setattr(exact, '_ROWS', rows)
+    monkeypatch.setattr(exact, '_PAIRS', pairs)
+    monkeypatch.setattr(exact, '_GROUP', 4)
+    np.testing.assert_array_equal(asked(source, column, row), whole)
+
+
 def test_neighbours_file_round_trip(case, tmp_path):
   table = find(case, k=150).table
   target_ids = np.array([f'target:{i}' for i in range(9)])

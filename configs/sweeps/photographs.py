@@ -44,7 +44,7 @@ def get_config(per_class='5'):
 
   c.seeds = 5
   c.tune.folds = 2
-  c.tune.steps = (100, 200)
+  c.tune.steps = (150, 300)
   c.tune.learning_rates = (0.003, 0.01)
   arms = dict(
     fine_tuning=dict(title='Fine-tuning', set=dict(selection='none')),

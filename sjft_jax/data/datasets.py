@@ -172,10 +172,11 @@ def _refuse_parts(folders, part, setting):
   """Or a whole set would be taken for two classes, and nobody would notice."""
   if not _PARTS.issuperset(map(str.lower, folders)):
     return
+  likely = min(folders, key=lambda name: not name.lower().startswith('train'))
   raise errors.UserError(
     f'{setting} needs a folder that holds one folder of images per class; what '
     f'{part} holds are the parts of a set, {", ".join(folders)}: give one of '
-    f'them, as {part}/{folders[0]}.'
+    f'them, as {part}/{likely}.'
   )
 
 

@@ -15,8 +15,8 @@ run are, bit for bit, those of a run that nothing happened to. The same command
 again goes on after the kills that DIR/log.jsonl holds. The logs of all
 processes stay in DIR.
 
-A kill takes the time to get there, at most 0.6 of an undisturbed run, and the
-time to end: SIGSTOP the heartbeat, 30 s, SIGKILL at most as long, or CONNECT
+A kill takes the time to get there, at most 0.6 of the fastest whole run, and
+the time to end: SIGSTOP the heartbeat, 30 s, SIGKILL at most as long, or CONNECT
 where not all had joined, SIGTERM seconds, or at most 7/8 of SHUTDOWN.
 """
 
@@ -226,7 +226,7 @@ class Series:
     end(self._running)
 
   def undisturbed(self):
-    """Makes the run that nothing happens to, once; returns its seconds."""
+    """Makes the run that nothing happens to, once."""
     if not self.events('undisturbed'):
       # One that was cut short would be faster the second time.
       shutil.rmtree(self._directory / 'undisturbed', ignore_errors=True)
@@ -237,7 +237,17 @@ class Series:
         raise RuntimeError(f'The undisturbed run ended with {codes}.')
       seconds = time.monotonic() - begun
       self._note(event='undisturbed', seconds=seconds)
-    return self.events('undisturbed')[0]['seconds']
+
+  def whole(self):
+    """Seconds of a run from its beginning to its end, at its fastest.
+
+    The first compiles what others find in the cache, if there is one.
+    """
+    return min(
+      event['seconds']
+      for event in self.log
+      if event['event'] == 'undisturbed' or event.get('whole')
+    )
 
   def disturb(self, latest, patience):
     """One start, killed within `latest` seconds, or finished before.
@@ -252,10 +262,12 @@ class Series:
     runs, kills = len(self.events('finished')), len(self.events('kill'))
     rng = random.Random(f'{self._seed}-{len(self.log)}')
     workdir = self._directory / f'run-{runs}'
-    started = time.time()
+    whole = not workdir.exists()
+    started, begun = time.time(), time.monotonic()
     running, log = self._start(workdir)
     delay = rng.uniform(2, latest) if latest else patience
     if not wait(running, delay) or not latest:
+      seconds = time.monotonic() - begun
       codes = [process.poll() for process in running]
       if codes != [0] * len(running):
         raise RuntimeError(f'{workdir} ended with {codes} by itself: see {log}')
@@ -264,7 +276,13 @@ class Series:
       differ = [name for name in expected if found[name] != expected[name]]
       same = [name for name in expected if name not in differ]
       self._note(
-        event='finished', run=runs, codes=codes, same=same, differ=differ
+        event='finished',
+        run=runs,
+        seconds=seconds,
+        whole=whole,
+        codes=codes,
+        same=same,
+        differ=differ,
       )
       return True
     # Evenly, since kinds are compared.
@@ -376,10 +394,10 @@ def main():
   # So that it leaves no process behind when it is stopped itself.
   signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
   with contextlib.closing(series):
-    whole = series.undisturbed()
+    series.undisturbed()
     while not series.is_done(args.kills):
       # Late enough to come forward, early enough to spend the kills.
-      spent = len(series.events('kill')) >= args.kills
+      spent, whole = len(series.events('kill')) >= args.kills, series.whole()
       series.disturb(0 if spent else 0.6 * whole, patience=600 + 5 * whole)
   report(series)
   (args.directory / 'table.md').write_text(f'{table(series)}\n')

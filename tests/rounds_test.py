@@ -10,10 +10,14 @@ import sys
 import time
 import urllib.parse
 
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from configs import folders
+from sjft_jax import experiment, mesh, paths
+from sjft_jax.errors import UserError
 from sjft_jax.models import weight_files
 from tests import digits, store
 
@@ -55,17 +59,21 @@ def command(module, *args):
   )
 
 
-def flags(data, workdir, **changes):
-  settings = SETTINGS | {
-    'target.train': data / 'train',
-    'target.test': data / 'test',
-    'source.main.dir': data / 'source',
+def settings(data, **changes):
+  places = {
+    'target.train': str(data / 'train'),
+    'target.test': str(data / 'test'),
+    'source.main.dir': str(data / 'source'),
   }
-  settings |= changes
+  return SETTINGS | places | changes
+
+
+def flags(data, workdir, **changes):
+  given = settings(data, **changes).items()
   return [
     f'--config={ROOT}/configs/folders.py',
     f'--workdir={workdir}',
-    *(f'--config.{name}={value}' for name, value in settings.items()),
+    *(f'--config.{name}={value}' for name, value in given),
   ]
 
 
@@ -142,20 +150,24 @@ def test_another_setting_is_refused(data, finished):
   assert 'Traceback' not in other.stderr
 
 
-@pytest.mark.parametrize(
-  'reached',
-  ['selection/edges.npz', 'rounds/0/checkpoint/2', 'distilled/checkpoint'],
-)
-def test_killed_and_resumed_equals_uninterrupted(
-  data, finished, tmp_path, reached
-):
-  workdir = tmp_path / 'killed'
-  arguments = flags(data, workdir, max_bad_fraction=0.05)
-  with subprocess.Popen(**command('main', *arguments)) as process:
-    while not (workdir / reached).exists() and process.poll() is None:
+def killed(arguments, reached):
+  """Starts the command and kills it once a file is there."""
+  with subprocess.Popen(**arguments) as process:
+    while not reached.exists() and process.poll() is None:
       time.sleep(0.02)
     assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGKILL)
+
+
+def test_killed_and_resumed_equals_uninterrupted(data, finished, tmp_path):
+  workdir = tmp_path / 'killed'
+  arguments = flags(data, workdir, max_bad_fraction=0.05)
+  for reached in (
+    'selection/edges.npz',
+    'rounds/0/checkpoint/2',
+    'distilled/checkpoint',
+  ):
+    killed(command('main', *arguments), workdir / reached)
   done = run(data, workdir, max_bad_fraction=0.05)
   assert done.returncode == 0, done.stderr
   assert results(workdir) == results(finished)
@@ -207,11 +219,7 @@ def test_in_a_store_killed_and_resumed_equals_a_run_on_disk(
     for argument in flags(data, 'gs://runs/mine', max_bad_fraction=0.05)
   ]
   reached = urllib.parse.quote('runs/mine/rounds/0/checkpoint/2.tar', safe='')
-  with subprocess.Popen(**in_store(root, 'main', *arguments)) as process:
-    while not (root / reached).exists() and process.poll() is None:
-      time.sleep(0.02)
-    assert process.poll() is None, process.stderr.read()
-    process.send_signal(signal.SIGKILL)
+  killed(in_store(root, 'main', *arguments), root / reached)
   done = subprocess.run(**in_store(root, 'main', *arguments), check=False)
   assert done.returncode == 0, done.stderr
   assert 'gs://runs/mine/report/index.html' in done.stdout
@@ -285,10 +293,20 @@ def test_a_refused_start_can_be_mended_in_its_workdir(data, tmp_path):
   assert path.stat().st_mtime_ns == searched
 
 
+def refusal(data, workdir, **changes):
+  """What is said when a run refuses its settings."""
+  c = folders.get_config()
+  with c.unlocked():
+    c.update_from_flattened_dict(settings(data, **changes))
+  one = mesh.make(jax.devices()[:1])
+  with pytest.raises(UserError) as error:
+    experiment.run(c, paths.path(str(workdir)), one)
+  return str(error.value)
+
+
 def test_weights_that_do_not_fit_are_refused_before_the_search(data, tmp_path):
-  done = run(data, tmp_path / 'run', **{'model.weights': '/nowhere'})
-  assert done.returncode == 2, done.stderr
-  assert 'No weights can be read from /nowhere' in done.stderr
+  said = refusal(data, tmp_path / 'run', **{'model.weights': '/nowhere'})
+  assert 'No weights can be read from /nowhere' in said
   assert not (tmp_path / 'run' / 'selection').exists()
 
 
@@ -298,22 +316,29 @@ def test_weights_that_do_not_fit_are_refused_before_the_search(data, tmp_path):
     ({'target.train': '/nowhere'}, 'does not exist'),
     ({'budget.maximum': 500}, 'Lower the budget'),
     ({'train.target_batch': 64, 'train.source_batch': 64}, 'target_batch'),
-    ({'rounds': 'many'}, 'rounds'),
     ({'describe.bank': 'wavelets'}, 'gabor'),
     ({'selection': 'best'}, 'neighbours'),
     ({'model.trunk': 'vgg'}, 'resnet'),
   ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(data, tmp_path, changes, said):
-  done = run(data, tmp_path / 'run', **changes)
-  assert done.returncode == 2, done.stderr
-  assert said in done.stderr.splitlines()[-1]
-  assert 'Traceback' not in done.stderr
+def test_settings_that_make_no_sense_are_refused(data, tmp_path, changes, said):
+  assert said in refusal(data, tmp_path / 'run', **changes)
+
+
+def test_bad_input_is_one_line_and_exit_code_2(data, tmp_path):
+  for changes, said in (
+    ({'rounds': 'many'}, 'rounds'),
+    ({'target.train': '/nowhere'}, 'does not exist'),
+  ):
+    done = run(data, tmp_path / 'run', **changes)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr.splitlines()[-1]
+    assert 'Traceback' not in done.stderr
 
 
 def test_a_loss_that_is_not_finite_stops_with_one_line(data, tmp_path):
-  settings = {'max_bad_fraction': 0.05, 'optim.learning_rate': 1e30}
-  done = run(data, tmp_path / 'run', **settings)
+  changes = {'max_bad_fraction': 0.05, 'optim.learning_rate': 1e30}
+  done = run(data, tmp_path / 'run', **changes)
   assert done.returncode == 2, done.stderr
   assert 'finite' in done.stderr.splitlines()[-1]
 

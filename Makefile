@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/python -m sjft_jax.main --config=configs/demo.py --workdir=runs/demo
 
 test: $(VENV)/.test
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -16,8 +16,8 @@ again goes on after the kills that DIR/log.jsonl holds. The logs of all
 processes stay in DIR.
 
 A kill takes the time to get there, at most 0.6 of the fastest whole run, and
-the time to end: SIGSTOP the heartbeat, 30 s, SIGKILL at most as long, or CONNECT
-where not all had joined, SIGTERM seconds, or at most 7/8 of SHUTDOWN.
+the time to end: SIGSTOP the heartbeat, 30 s, SIGKILL at most as long, or
+CONNECT where not all had joined, SIGTERM seconds, or at most 7/8 of SHUTDOWN.
 """
 
 import argparse

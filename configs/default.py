@@ -1,10 +1,12 @@
-"""Every setting and its default: the paper's values at full size.
+"""Every setting and its default: the paper's, at full size.
 
   python -m sjft_jax.main --config=configs/default.py --workdir=DIR \
       --config.target.train=DIR --config.target.test=DIR \
       --config.source.main.dir=DIR --config.model.weights=FILE
 
-Smaller problems start from configs/folders.py.
+But for the bank (gabor needs no weights), the views of evaluation and the cap
+on K, for which see configs/paper/. Smaller problems start from
+configs/folders.py.
 """
 
 from ml_collections import ConfigDict
@@ -76,7 +78,7 @@ def get_config():
   # The search; none of these changes a neighbour.
   c.search = ConfigDict()
   c.search.cache = ''  # directory that keeps histograms for later searches
-  c.search.target_parts = 1  # devices that share targets that fit into none
+  c.search.target_parts = 1  # more, where a device cannot hold all targets
   c.search.rank = -1  # directions of its screen; 0 = none, -1 = chosen
   c.search.operands = 'auto'  # of its screen: float32, bfloat16 or auto
 

@@ -56,6 +56,8 @@ def get_config(arm=''):
       title='Selective joint fine-tuning', set=dict(selection='neighbours')
     ),
   )
+  if arm and arm not in arms:
+    raise ValueError(f'Needed one of {", ".join(arms)}; came {arm!r}')
   if arm:
     c.update(arms[arm]['set'])
   else:

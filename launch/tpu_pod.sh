@@ -2,8 +2,8 @@
 # All workers of a Cloud TPU slice:
 #   launch/tpu_pod.sh TPU_NAME ZONE CONFIG WORKDIR [flags]
 #
-# Installs this directory on every worker of an existing slice, then gives the
-# one command on all of them. JAX finds coordinator, number and index of the
+# Installs what is committed here (commit your config first) on every worker of
+# an existing slice, which needs Python 3.11, then gives the one command on all. JAX finds coordinator, number and index of the
 # processes in the TPU's metadata. WORKDIR and the images must be gs:// paths, or
 # lie on a file system that all workers mount (Filestore, or gcsfuse).
 #

@@ -21,6 +21,11 @@ from sjft_jax import (
 )
 from sjft_jax.errors import UserError
 
+# What an arm may say of itself.
+_FIELDS = (
+  'title', 'set', 'tune', 'average', 'all_rounds', 'distilled', 'published',
+)  # fmt: skip
+
 
 def names(c) -> list[str]:
   """The arms in the order of the table; the first is the reference."""
@@ -47,6 +52,12 @@ def check(c):
       f'{", ".join(names(c))}.'
     )
   for arm in c.arms:
+    unknown = sorted(set(c.arms[arm]) - set(_FIELDS))
+    if unknown or 'title' not in c.arms[arm]:
+      raise UserError(
+        f'arms.{arm} needs a title and takes {", ".join(_FIELDS)}; came '
+        f'{", ".join(c.arms[arm]) or "nothing"}.'
+      )
     averaged = c.arms[arm].get('average')
     if averaged is None:
       own = settings_of(c, arm, 0)
@@ -55,7 +66,8 @@ def check(c):
     elif not averaged or not all(other in _trained(c) for other in averaged):
       raise UserError(
         f'arms.{arm}.average must name arms that are trained '
-        f'({", ".join(_trained(c))}), not {", ".join(averaged) or "none"}.'
+        f'({", ".join(_trained(c)) or "none here"}), not '
+        f'{", ".join(averaged) or "none"}.'
       )
     elif c.arms[arm].get('distilled') and not all(
       settings_of(c, other, 0).distill.steps for other in averaged

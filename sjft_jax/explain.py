@@ -36,7 +36,10 @@ def explain(workdir, target_id, source_id, out, top):
   share_cb = reasons.contributions(target_d, source_d, describer)
   bank = describer.bank
   settings = run.settings.describe
-  layers = settings.layers if settings.bank == 'conv' else [settings.bank]
+  layers = [settings.bank]
+  if settings.bank == 'conv':
+    # As the bank orders them, which may be other than they were named.
+    layers = list(dict.fromkeys(n.partition(',')[0] for n in bank.names))
   total = share_cb.sum()
   print(f'{target_id} and {source_id}: {total:.9f} nats apart')
   (rank,) = np.nonzero(run.table.index_qk[row] == index)
@@ -118,7 +121,9 @@ def _picture(pictures, names, share_cb, target_d, source_d, bank, order):
   for i, (picture, name) in enumerate(zip(pictures, names, strict=True)):
     axes = figure.add_subplot(grid[0, i])
     axes.imshow(preprocess.decode(picture))
-    axes.set_title(name, fontsize=8, color=_COLOURS[i], wrap=True)
+    axes.set_title(
+      name, fontsize=8, color=_COLOURS[i], wrap=True, parse_math=False
+    )
     axes.axis('off')
   axes = figure.add_subplot(grid[0, 2:])
   sums_c = share_cb.sum(axis=1)

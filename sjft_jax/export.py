@@ -22,7 +22,12 @@ def _work(argv):
     prog='python -m sjft_jax.export', description=__doc__.splitlines()[0]
   )
   parser.add_argument('--workdir', required=True, help='directory of a run')
-  parser.add_argument('--to', required=True, choices=FORMATS)
+  parser.add_argument(
+    '--to',
+    required=True,
+    choices=FORMATS,
+    help='csv, parquet: pairs; folder, tar (WebDataset), tfds: images, too',
+  )
   parser.add_argument(
     '--k', type=int, default=0, help='neighbours per target image; 0 = all'
   )

@@ -23,7 +23,9 @@ from sjft_jax.errors import UserError
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The settings: a file of configs/.', lock_config=True
 )
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run leaves itself.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory of the run; the same one again resumes.'
+)
 _MULTIHOST = flags.DEFINE_bool(
   'multihost', False, 'Work together with the other processes given this.'
 )
@@ -48,8 +50,8 @@ _PROCESS = flags.DEFINE_integer(
 _MACHINE = {
   errno.ENOSPC: 'free some space',
   errno.EDQUOT: 'free some space',
-  errno.EROFS: 'choose another --workdir',
-  errno.EACCES: 'choose a --workdir you may write to',
+  errno.EROFS: 'name a place that can be written to',
+  errno.EACCES: 'give yourself the right to it, or name another place',
 }
 
 
@@ -94,8 +96,8 @@ def _machine_mend(error):
       code = errno.ENOSPC
     if code in _MACHINE:
       return (
-        f'{error}: {_MACHINE[code]}, then give the same command again; it '
-        'goes on from the last checkpoint.'
+        f'{error}: {_MACHINE[code]}, then give the command again; what is '
+        'finished is kept.'
       )
     if line := paths.fault(error):
       return line
@@ -132,7 +134,17 @@ def parse(argv):
     stop = '' if reason.endswith(('.', '?')) else '.'
     raise UserError(f'No such setting: {reason}{stop} {listed}') from error
   except (flags.Error, TypeError, ValueError) as error:
-    raise UserError(f'{error}. {listed}') from error
+    reason = str(error).strip()
+    # Of what a config raises, ml_collections makes the whole traceback a text.
+    if 'Traceback' in reason:
+      reason = reason.splitlines()[-1].partition(': ')[2]
+    raise UserError(f'{reason.rstrip(".")}. {listed}') from error
+  except OSError as error:
+    reason = str(error).strip().splitlines()[-1].strip()
+    raise UserError(
+      f'--config must name a Python file: {reason.rstrip(".")}. Go to the root '
+      'of the project, or correct the name.'
+    ) from error
   except ModuleNotFoundError as error:
     raise UserError(
       f'{error}. The configs are read from the folder that holds them: go to '

@@ -71,7 +71,9 @@ def prepare(
   if not builder.is_prepared():
     need = ' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
     if manual_dir is None or not any(manual_dir.glob('*')):
-      came = 'none was given' if manual_dir is None else f'{manual_dir} is not'
+      came = f'{manual_dir} is empty or does not exist'
+      if manual_dir is None:
+        came = 'none was given'
       raise UserError(
         f'--manual_dir needs a directory with the archives; {came}. {need}'
       )
@@ -154,8 +156,10 @@ def _work(argv):
     prog='python -m sjft_jax.prepare', description=__doc__.splitlines()[0]
   )
   parser.add_argument('--dataset', required=True, help=', '.join(NAMES))
-  parser.add_argument('--data_dir', required=True)
-  parser.add_argument('--manual_dir')
+  parser.add_argument(
+    '--data_dir', required=True, help='where prepared sets are kept'
+  )
+  parser.add_argument('--manual_dir', help='where you put the archives')
   parser.add_argument(
     '--skip_digests',
     action='store_true',

@@ -65,9 +65,10 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
   depth = c.budget.depth or c.budget.maximum
   if not 0 < c.budget.initial <= c.budget.maximum <= depth <= len(source):
     raise UserError(
-      'Needed 0 < budget.initial <= budget.maximum <= images in the source; '
-      f'came {c.budget.initial}, {depth}, {len(source)}. Lower the '
-      'budget or give a larger source.'
+      'Needed 0 < budget.initial <= budget.maximum <= depth of the search <= '
+      f'images in the source; came {c.budget.initial}, {c.budget.maximum}, '
+      f'{depth}, {len(source)}. Lower the budget (--config.budget.initial, '
+      '--config.budget.maximum) or give a larger source.'
     )
   key = _key(c, target, source)
   finished = directory / certificate.NAME

@@ -137,7 +137,8 @@ def _check(c, target, test, mesh, workdir):
   if c.rounds and len(target) < c.train.target_batch:
     raise UserError(
       f'A batch takes train.target_batch={c.train.target_batch} different '
-      f'target images; there are {len(target)}. Lower it, or add images.'
+      f'target images; there are {len(target)}. Lower it and '
+      'train.source_batch to the same number, or add images.'
     )
   classes, most = len(np.unique(target.labels)), c.train.most_per_label
   if 0 < most * classes < c.train.target_batch:
@@ -155,8 +156,8 @@ def _check(c, target, test, mesh, workdir):
   for name in ('target_batch', 'source_batch'):
     if c.train[name] % mesh.size:
       raise UserError(
-        f'train.{name} must divide by the {mesh.size} devices; '
-        f'came {c.train[name]}.'
+        f'train.{name} must be a multiple of the number of devices, '
+        f'{mesh.size}; came {c.train[name]}.'
       )
 
 

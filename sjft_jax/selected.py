@@ -50,8 +50,9 @@ def load(workdir, k: int = 0) -> Selection:
   path = workdir / 'selection' / 'neighbours.parquet'
   if not (workdir / 'selection' / 'certificate.json').exists():
     raise UserError(
-      f'Needed the directory of a run that has searched; {path} is not there '
-      'or not finished. Of a comparison, give one of its runs/<arm>-<seed>.'
+      'Needed a finished search by descriptors (selection=neighbours, '
+      f'labelled, classes or random); {path} is not there or not certified. '
+      'Of a comparison, give one of its runs/<arm>-<seed>.'
     )
   settings = ConfigDict(files.read_json(workdir / 'config.json')['settings'])
   data = files.read_json(workdir / 'data.json')

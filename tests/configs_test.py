@@ -132,7 +132,7 @@ def test_an_unknown_row_is_refused():
 
 DOCUMENTS = [
   'README.md',
-  *(f'docs/{n}.md' for n in ('index', 'guide', 'paper')),
+  *(f'docs/{n}.md' for n in ('index', 'guide', 'paper', 'scale')),
 ]
 
 

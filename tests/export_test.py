@@ -254,7 +254,7 @@ def test_no_name_leads_out_of_the_folder(name, safe):
 
 def test_changed_images_and_unfinished_runs_are_refused(workdir, tmp_path):
   run, *_ = workdir
-  with pytest.raises(UserError, match='has searched'):
+  with pytest.raises(UserError, match='finished search by descriptors'):
     selected.load(tmp_path / 'nothing')
   (tmp_path / 'source' / 'a' / 'x.jpg').unlink()
   with pytest.raises(UserError, match='source images are not the ones'):

@@ -48,6 +48,16 @@ def test_a_fault_of_the_program_is_not_hidden():
     (['--processes=2'], {}, '--processes is for --multihost; give that, too.'),
     (['--config.processes.heartbeat=0'], {}, 'heartbeat must be at least 1 s'),
     (
+      ['--config=configs/none.py', '--config.rounds=1'],
+      {},
+      '--config must name a Python file',
+    ),
+    (
+      ['--config=configs/demo.py:best', '--config.rounds=1'],
+      {},
+      "sjft_jax: Needed one of fine_tuning, random, selective; came 'best'. ",
+    ),
+    (
       ['--multihost', '--coordinator=host'],
       {},
       "The coordinator must be HOST:PORT, not 'host'.",
@@ -59,9 +69,7 @@ def test_a_fault_of_the_program_is_not_hidden():
     ),
   ],
 )
-def test_a_wrong_place_among_processes_is_one_line(
-  given, environment, said, tmp_path
-):
+def test_a_wrong_command_line_is_one_line(given, environment, said, tmp_path):
   code = 'import sys; from sjft_jax import main; sys.exit(main.run(sys.argv))'
   config = '--config=configs/folders.py', f'--workdir={tmp_path}/run'
   done = subprocess.run(

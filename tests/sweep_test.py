@@ -352,6 +352,10 @@ def test_a_killed_sweep_does_no_finished_run_again(tmp_path, capsys):
     ({'seeds': 1}, 'seeds >= 2'),
     ({'order': ('plain', 'both')}, 'every arm once'),
     ({'order': ('plain', 'plain', 'picked', 'both')}, 'every arm once'),
+    (
+      {'arms.picked.sets': {}},
+      'arms.picked needs a title and takes title, set',
+    ),
     ({'arms.both.average': ('best',)}, r'trained \(plain, picked\), not best'),
     ({'arms.both.average': ('both',)}, r'trained \(plain, picked\), not both'),
     ({'arms.both.average': ()}, 'not none'),

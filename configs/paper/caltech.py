@@ -27,5 +27,10 @@ PUBLISHED = {
 
 def get_config(wanted='60'):
   count, _, wanted = wanted.partition(',')
+  if count not in map(str, PUBLISHED):
+    raise ValueError(
+      'Needed 15, 30, 45 or 60 first, as in caltech.py:15,selective; came '
+      f'{count!r}'
+    )
   target = dict(name='caltech256', train='train', per_class=int(count))
   return rows.experiment(target, 100, PUBLISHED[int(count)], wanted)

@@ -5,8 +5,8 @@
 Ten labelled scans a class, beside 2,000 MNIST digits and 500 patches of
 photographs, on which the network was pretrained for a short time. The first arm
 has three rounds at a K0 and a Gabor bank that nobody has chosen; it is compared
-with the same after K0 and bank were chosen on five folds of its training
-images, with its rounds fused, and with the one network that these were
+with fine-tuning, with itself after K0 and bank were chosen on five folds of its
+training images, with its rounds fused, and with the one network that these were
 distilled into. Minutes on a laptop; real images that come inside pip packages.
 """
 
@@ -32,6 +32,10 @@ def get_config():
   c.distill.steps = 40
   arms = dict(
     selective=dict(title='Selective, K0 = 20, 32 bins'),
+    fine_tuning=dict(
+      title='Fine-tuning',
+      set=dict(selection='none', distill=dict(steps=0)),
+    ),
     chosen=dict(
       title='Selective, K0 and bank chosen',
       set=dict(distill=dict(steps=0)),
@@ -48,10 +52,6 @@ def get_config():
     ),
     distilled=dict(
       title='The first, distilled', average=('selective',), distilled=True
-    ),
-    fine_tuning=dict(
-      title='Fine-tuning',
-      set=dict(selection='none', distill=dict(steps=0)),
     ),
   )
   c.arms, c.order = ConfigDict(arms), tuple(arms)

@@ -131,7 +131,7 @@ def dots(name, title, unit, arms, note, first=0) -> dict | None:
     for y, arm in enumerate(arms):
       colour = SERIES[(first + y) % len(SERIES)]
       empty = {'markerfacecolor': 'none', 'markeredgecolor': colour}
-      axes.plot(arm.values, [-y] * len(arm.values), 'o', alpha=0.6, **empty)
+      axes.plot(arm.values, [-y] * len(arm.values), 'o', **empty)
       axes.plot([arm.low, arm.high], [-y, -y], color=colour, linewidth=2.5)
       axes.plot(arm.mean, -y, '|', color=colour, ms=16, markeredgewidth=2.5)
       axes.text(

@@ -170,7 +170,8 @@ def _averaged(c, arm, seed, workdir):
         np.load(file) as kept,
       ):
         found.append({k: kept[k] for k in kept if k.startswith('test_')})
-  if any((f['test_id'] != found[0]['test_id']).any() for f in found):
+  ids = found[0]['test_id']
+  if not all(np.array_equal(f['test_id'], ids) for f in found):
     raise UserError(
       f'arms.{arm}.average needs arms of one test set; those of '
       f'{", ".join(spec.average)} differ. Give them the same target.'

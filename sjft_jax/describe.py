@@ -260,11 +260,11 @@ class Describer:
       bad=[entry for part, _ in pending for entry in part.bad],
     )
 
-  def save(self, path):
-    """Writes edges.npz, if this is the first process."""
+  def save(self, path, shared=False):
+    """Writes edges.npz, if this is the first process; see `files.replacing`."""
     if meshes.share()[0]:
       return
-    with files.replacing(path) as file:
+    with files.replacing(path, shared=shared) as file:
       np.savez(
         file,
         edges=self.edges_cb,

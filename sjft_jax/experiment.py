@@ -1,8 +1,11 @@
 """What a config asks for: one run, or a comparison of arms."""
 
+import numpy as np
+
 from sjft_jax import (
   arms,
   files,
+  guard,
   paths,
   processes,
   rounds,
@@ -10,7 +13,7 @@ from sjft_jax import (
   workdirs,
 )
 from sjft_jax.data import datasets
-from sjft_jax.report import pages, summary
+from sjft_jax.report import pages, record, summary
 
 
 def run(c, workdir, mesh):
@@ -50,6 +53,19 @@ def run(c, workdir, mesh):
   print(f'\nThe page to look at: {page}')
 
 
+def seen(c, directory):
+  """The images that a finished run had: (target training images, pool).
+
+  Args:
+    c: its settings.
+    directory: of the run, which lists what it could not read and withheld.
+  """
+  train, _ = datasets.open_target(c.target, c.seed)
+  bad = [row['id'] for row in record.csv_rows(directory / 'bad_images.csv')]
+  train = train.subset(np.flatnonzero(~np.isin(train.ids, bad)))
+  return train, guard.remaining(datasets.open_pool(c.source), directory)
+
+
 def _compare(c, workdir, mesh):
   results = arms.compare(c, workdir, mesh)
 
@@ -57,8 +73,6 @@ def _compare(c, workdir, mesh):
     files.write_json(workdir / 'results.json', results | workdirs.provenance())
     # One run stands for all in the galleries: the last arm's first seed.
     directory, shown = arms.example(c, workdir)
-    train, _ = datasets.open_target(shown.target, shown.seed)
-    pool = datasets.open_pool(shown.source)
-    pages.write_comparison(workdir, directory, train, pool)
+    pages.write_comparison(workdir, directory, *seen(shown, directory))
 
   processes.told(finish)

@@ -10,7 +10,8 @@ import numpy as np
 
 from sjft_jax import files, paths, processes, progress, tables, train
 from sjft_jax import mesh as meshes
-from sjft_jax.data import pipelines
+from sjft_jax.data import pipelines, preprocess
+from sjft_jax.errors import UserError
 from sjft_jax.models import pretrained, trunks, two_heads, weight_files
 
 NAME = 'features.json'
@@ -52,6 +53,11 @@ def find(c, target, source, directory, *, mesh, donors=()):
       if files.read_json(theirs)['key'] == key:
         with files.building(directory, NAME) as beside:
           files.copy_tree(donor, beside)
+    if finished.exists() and files.read_json(finished)['key'] != key:
+      raise UserError(
+        f'{directory} holds a search of other images, weights or settings. '
+        'Choose another --workdir.'
+      )
     if not finished.exists():
       describe = _describer(c, meshes.own(mesh))
       table, bad = nearest(describe, target, source, key['maximum'])
@@ -159,5 +165,6 @@ def _key(c, target, source):
     'maximum': c.budget.depth or c.budget.maximum,
     'weights': files.digest(c.model.weights),
     'trunk': c.model.trunk,
-    'input': [c.train.resize, c.train.crop],
+    'network': [c.model[k] for k in ('dtype', 'stem', 'variant', 'width')],
+    'input': [c.train.resize, c.train.crop, preprocess.PIXELS],
   }

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import tempfile
 import time
 
@@ -24,8 +25,14 @@ POLL_STORE_SECONDS = 2.0
 
 
 @contextlib.contextmanager
-def replacing(path, mode: str = 'wb'):
-  """Opens a file beside `path` that takes its name when the block succeeds."""
+def replacing(path, mode: str = 'wb', shared: bool = False):
+  """Opens a file beside `path` that takes its name when the block succeeds.
+
+  Args:
+    path: of the file.
+    mode: 'wb' or 'w'.
+    shared: other runs may write the same file meanwhile, as in a cache.
+  """
   path = paths.path(path)
   text = {} if 'b' in mode else {'encoding': 'utf-8', 'newline': ''}
   if paths.in_store(path):
@@ -37,6 +44,9 @@ def replacing(path, mode: str = 'wb'):
     return
   path.parent.mkdir(parents=True, exist_ok=True)
   beside = _beside(path)
+  if shared:
+    own = f'{socket.gethostname()}-{os.getpid()}'
+    beside = beside.with_name(f'.{path.name}.{own}.part')
   try:
     with open(beside, mode, **text) as file:
       yield file
@@ -127,9 +137,9 @@ def opened_text(path, encoding: str = 'utf-8'):
   return io.TextIOWrapper(opened(path), encoding=encoding, newline='')
 
 
-def write_json(path, value):
+def write_json(path, value, shared: bool = False):
   """Writes `value` as JSON: keys in their order, two spaces, a last newline."""
-  with replacing(path) as file:
+  with replacing(path, shared=shared) as file:
     file.write(json_bytes(value))
 
 

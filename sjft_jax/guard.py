@@ -31,7 +31,6 @@ _COUNTS = (
   'target_pairs_across_train_and_test',
   'source_images_withheld',
   'source_images_withheld_by',
-  'weights_not_checked',
 )
 
 
@@ -128,10 +127,11 @@ def require(workdir, train, test, pool):
     )
 
 
-def exposure(workdir, test, posteriors) -> dict:
+def exposure(c, workdir, test, posteriors) -> dict:
   """What results.json says of the guard.
 
   Args:
+    c: every setting; names of weights are read.
     workdir: directory of the run.
     test: target test images.
     posteriors: class probabilities of the test images after each round, float
@@ -153,6 +153,10 @@ def exposure(workdir, test, posteriors) -> dict:
 
   everything = np.arange(len(test))
   found = {k: record[k] for k in _COUNTS} | {
+    # What they were trained on is not known here.
+    'weights_not_checked': [
+      path for path in (c.model.weights, c.describe.weights) if path
+    ],
     'mean_class_accuracy': [accuracy(p, everything) for p in posteriors],
     'mean_class_accuracy_without_exposed': [
       accuracy(p, clean) for p in posteriors
@@ -221,10 +225,6 @@ def _check(c, train, test, pool, directory, key):
         name: len({leak.source for leak in leaks if name in leak.tests})
         for name in repeats.TESTS
       },
-      # What they were trained on is not known here.
-      'weights_not_checked': [
-        path for path in (c.model.weights, c.describe.weights) if path
-      ],
       **counts,
       'exposed': exposed,
       'withheld': withheld,

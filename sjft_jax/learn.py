@@ -137,6 +137,9 @@ class Learner:
         if not directory.exists() and _read(theirs) == key:
           with files.building(directory, trunk.name) as beside:
             files.copy_tree(donor / 'pretrain', beside)
+      if trunk.exists():
+        # Of a start that was killed between the two.
+        paths.remove_tree(directory / 'checkpoint')
       return trunk.exists()
 
     def finish():

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import zipfile
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,6 +29,11 @@ from sjft_jax.errors import UserError
 
 # What the edges depend on besides bank and images.
 _BINNING = ('bins', 'binning', 'fine_bins')
+# What NumPy raises for a file that is no edges.npz.
+_NO_EDGES = (
+  OSError, ValueError, KeyError, IndexError, TypeError, EOFError,
+  zipfile.BadZipFile,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +87,7 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
       if files.read_json(theirs)['key'] == key:
         with files.building(directory, certificate.NAME) as beside:
           files.copy_tree(donor, beside)
+    _claim(directory, key)
     return finished.exists()
 
   # One process decides: another that came later would find a search finished
@@ -94,6 +101,30 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
     index_qk=found.index_qk,
     unreadable=files.read_json(finished)['unreadable'],
   )
+
+
+def _claim(directory, key):
+  """Makes sure that edges and shards that are there are of this search.
+
+  Raises:
+    UserError: if they are of another one.
+  """
+  begun, now = directory / 'begun.json', {'key': key, 'build': search.BUILD}
+  finished = directory / certificate.NAME
+  if finished.exists():
+    same = files.read_json(finished)['key'] == key
+  elif begun.exists():
+    same = files.read_json(begun) == now
+  else:
+    # What a build without this file began.
+    paths.remove_tree(directory)
+    files.write_json(begun, now)
+    same = True
+  if not same:
+    raise UserError(
+      f'{directory} holds a search of other images, edges or filter weights, '
+      'or of another build. Restore them, or choose another --workdir.'
+    )
 
 
 def _search(c, target, source, directory, key, mesh):
@@ -120,6 +151,8 @@ def _search(c, target, source, directory, key, mesh):
     mesh=mesh,
     directory=directory / 'shards',
     share=meshes.share(),
+    # A batch is never split.
+    rows=max(search.ROWS, kept.batch),
     target_parts=c.search.target_parts,
     rank=None if c.search.rank < 0 else c.search.rank,
     operands=c.search.operands,
@@ -143,6 +176,7 @@ def _search(c, target, source, directory, key, mesh):
       target=target,
       source=source,
     )
+    (directory / 'begun.json').unlink(missing_ok=True)
 
 
 def _in_places(found, place):
@@ -227,7 +261,7 @@ def _open_fine(c, source, mesh):
   if processes.told(edges.exists):
     return describe.load(edges, bank, **run_on)
   fine = reuse.fit_fine(bank, source, bins=c.describe.fine_bins, **run_on)
-  fine.save(edges)
+  fine.save(edges, shared=True)
   return fine
 
 
@@ -270,7 +304,7 @@ def _given_edges(c, bank, run_on):
   try:
     describer = describe.load(c.describe.edges, bank, **run_on)
     came = len(describer.edges_cb), describer.bins
-  except (OSError, ValueError, KeyError, IndexError) as error:
+  except _NO_EDGES as error:
     raise UserError(
       f'describe.edges needs an edges.npz of another run; {c.describe.edges} '
       f'could not be read: {error}'

@@ -111,7 +111,7 @@ def run(c, workdir, mesh, donors=()):
       results['distilled'] = _distilled(
         c, learner, weights, target, drawable, drawn, test, workdir, summaries
       )
-  results['guard'] = guard.exposure(workdir, test, tests)
+  results['guard'] = guard.exposure(c, workdir, test, tests)
   if c.rounds and c.suspects.neighbours and c.selection == 'neighbours':
     with clock('suspects'):
       results['label_suspects'] = suspects.stage(
@@ -153,11 +153,14 @@ def _check(c, target, test, mesh, workdir):
       f'Every process reads a share of the target images; {fewest} are too few '
       f'for {processes.count()} processes. Start fewer.'
     )
-  for name in ('target_batch', 'source_batch'):
-    if c.train[name] % mesh.size:
+  batches = {f'train.{n}': c.train[n] for n in ('target_batch', 'source_batch')}
+  if c.rounds and c.pretrain.steps:
+    batches['pretrain.batch'] = c.pretrain.batch
+  for name, images in batches.items():
+    if images % mesh.size:
       raise UserError(
-        f'train.{name} must be a multiple of the number of devices, '
-        f'{mesh.size}; came {c.train[name]}.'
+        f'{name} must be a multiple of the number of devices, {mesh.size}; '
+        f'came {images}.'
       )
 
 

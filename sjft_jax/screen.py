@@ -113,6 +113,8 @@ class Screen:
     self._self_rates = SLACK * np.array(self_rates)
     self._norm_rate_q = sides['norm_rate_q']
     self._log_rate_q = sides['log_rate_q']
+    self._rest_rates = sides['rest_rates']
+    self._rests_q = sides['rest_q'], sides['log_rest_q']
     typed = jnp.asarray(left_gnd, self._type)
     constants = screen.Operands(
       pixels_gd=grouped(describer.pixels_d, 1.0),
@@ -285,9 +287,16 @@ class Screen:
       return 0.0
     norm, log_norm = float(norm_s.max()), float(log_norm_s.max())
     both, single, log_single = self._self_rates
+    square, rate, log_square, log_rate = self._rest_rates
+    rest_q, log_rest_q = self._rests_q
     return float(
       (
-        self.fixed_q + norm * self._norm_rate_q + log_norm * self._log_rate_q
+        self.fixed_q
+        + norm * self._norm_rate_q
+        + log_norm * self._log_rate_q
+        # What is outside the directions is known from a difference of squares.
+        + np.sqrt(square * norm**2 + rate * norm) * log_rest_q
+        + np.sqrt(log_square * log_norm**2 + log_rate * log_norm) * rest_q
       ).max()
       + norm * log_norm * both
       + norm * single

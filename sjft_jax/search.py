@@ -15,6 +15,7 @@ import dataclasses
 import numpy as np
 
 from sjft_jax import exact, files, paths, processes, progress, streams
+from sjft_jax.errors import UserError
 from sjft_jax.ops import screen as kernels
 from sjft_jax.screen import Screen
 from sjft_jax.tables import Table
@@ -33,6 +34,10 @@ _EXACT_COST = 20
 _DIRECTIONS_COST = 2**17
 # A shard is also what is done again after a kill.
 _SHARD_IMAGES = 2**17
+# Source images screened at a time.
+ROWS = 1024
+# Of shards: another one where the digits of distances differ.
+BUILD = 1
 
 
 @dataclasses.dataclass
@@ -84,7 +89,7 @@ def nearest(
   mesh,
   directory=None,
   share=(0, 1),
-  rows=1024,
+  rows=ROWS,
   shard_images=None,
   target_parts=1,
   rank=None,
@@ -109,6 +114,9 @@ def nearest(
   Returns:
     `Found`, the same in every process: equal to sorting all float64 distances
     stably. Rows end in inf and -1 where too few source images are readable.
+
+  Raises:
+    UserError: if a target image could not be read.
   """
   describer = target.describer
   grid = _grid(len(source), len(describer.weight_d), share[1], shard_images)
@@ -116,6 +124,11 @@ def nearest(
   target_qd = np.concatenate(
     [block.counts_nd for block in target.blocks(0, len(target), rows)]
   )
+  if len(target_qd) != len(target):
+    raise UserError(
+      'A target image cannot be read any more. Look after its disk, then give '
+      'the same command again.'
+    )
   # One place more than asked for, to know by how much the next one misses.
   table = Table.empty(len(target_qd), k + 1)
   seen, bad, screens = Seen(), {}, set()

@@ -63,6 +63,9 @@ def stage(c, target, pool, workdir, mesh, donors):
     return drawn(c, found, target.ids, budget_q)
 
   if least < 2:
+    # A search that was taken over may have brought another arm's.
+    if processes.first():
+      (paths.path(workdir) / SOURCE_CLASSES).unlink(missing_ok=True)
     return draw, pool
   # No round can reach more images than these.
   widest = WIDEST.get(rule, rule)(

@@ -13,6 +13,7 @@ import numpy as np
 import tensorstore
 
 from sjft_jax import files
+from sjft_jax.data import pipelines
 from sjft_jax.describe import Block
 from sjft_jax.errors import UserError
 
@@ -146,10 +147,11 @@ class Cached(Described):
       )
       counts_nd[block.index_n - unit] = block.counts_nd
       self._counts[unit : self._end(unit)].write(counts_nd).result()
-      # Last: what is marked is whole.
-      files.write_json(
-        self._marker(unit), [(int(i), str(reason)) for i, reason in block.bad]
-      )
+      bad = [(int(i), str(reason)) for i, reason in block.bad]
+      # Last: what is marked is whole. A file that could not be read may be
+      # readable later, unlike one that is no image.
+      if not any(reason.startswith(pipelines.UNREADABLE) for _, reason in bad):
+        files.write_json(self._marker(unit), bad, shared=True)
       yield block
 
 

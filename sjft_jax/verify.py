@@ -61,6 +61,10 @@ def verify(workdir, *, targets, sources, seed):
   source_sd, at_s = _describe(run.describer, run.source.subset(picked))
   if len(at_q) < len(rows):
     raise UserError('A target image of the search cannot be read any more.')
+  unreadable = run.certificate['unreadable']
+  for name in np.delete(run.source.ids[picked], at_s).tolist():
+    if name not in unreadable:
+      raise UserError(f'{name} was searched and cannot be read any more.')
   listed_pairs = unlisted_pairs = 0
   for row, counts_d in zip(rows, target_qd, strict=True):
     distance_s = published(counts_d, source_sd, run.describer)

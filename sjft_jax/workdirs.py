@@ -29,7 +29,14 @@ FREE = frozenset(
 # All that a start leaves before its first stage has worked: a start that was
 # refused for its settings does not bind the next one to them.
 UNBOUND = frozenset(
-  {'config.json', 'data.json', 'seconds.json', 'bad_images.csv', 'guard'}
+  {
+    'config.json',
+    'data.json',
+    'seconds.json',
+    'bad_images.csv',
+    'guard',
+    'begun.json',
+  }
 )
 PACKAGES = ('sjft-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
 
@@ -65,6 +72,9 @@ def claim(workdir, settings):
       )
     for name in made:
       (workdir / name).unlink()
+    # A run below would not be begun in a directory that is there already.
+    for below in () if paths.in_store(workdir) else list(workdir.iterdir()):
+      paths.remove_tree(below)
   elif workdir.exists() and any(
     not path.name.startswith('.') for path in workdir.iterdir()
   ):

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -39,6 +40,21 @@ def test_what_a_killed_write_left_is_cleared_away(tmp_path):
   with files.building(tmp_path / 'd', 'x') as beside:
     beside.mkdir()
   assert sorted(p.name for p in tmp_path.rglob('*')) == ['a.json', 'd']
+
+
+def test_of_two_that_write_the_same_file_each_leaves_it_whole(
+  tmp_path, monkeypatch
+):
+  path = tmp_path / 'cache.json'
+  with files.replacing(path, 'w', shared=True) as first:
+    first.write('[1, ')
+    with monkeypatch.context() as patch:
+      patch.setattr(os, 'getpid', lambda: 1)
+      files.write_json(path, [2], shared=True)
+    assert files.read_json(path) == [2]
+    first.write('1]')
+  assert files.read_json(path) == [1, 1]
+  assert [p.name for p in tmp_path.iterdir()] == ['cache.json']
 
 
 def test_the_name_appears_only_when_the_file_is_whole(tmp_path):

@@ -107,7 +107,7 @@ def test_repeats_inside_the_target_are_listed_and_kept(root, tmp_path):
     (again, first),
     (again, twice),
   }
-  found = guard.exposure(tmp_path / 'run', test, [])
+  found = guard.exposure(c, tmp_path / 'run', test, [])
   assert found['target_pairs'] == 3
   assert found['target_pairs_across_train_and_test'] == 2
   assert found['test_images_exposed'] == 2
@@ -173,13 +173,13 @@ def test_training_needs_a_record_of_exactly_these_sets(finished, tmp_path):
 
 
 def test_accuracy_with_and_without_exposed_images(finished):
-  _, _, test, _, _, run = finished
+  c, _, test, _, _, run = finished
   # Right for the exposed ones (4 of class a, 7 of class b) and one more.
   right = np.isin(test.ids, [f'target:test/{n}.png' for n in (
     'a/test-4', 'b/test-7', 'a/test-6')])  # fmt: skip
   label = np.where(right, test.labels, 1 - test.labels)
   posterior = np.eye(2)[label]
-  found = guard.exposure(run, test, [posterior, 1 - posterior])
+  found = guard.exposure(c, run, test, [posterior, 1 - posterior])
   assert found['test_images_exposed'] == 2
   # Classes a and b have three images each, and two without the exposed.
   assert found['mean_class_accuracy'] == [
@@ -194,12 +194,14 @@ def test_accuracy_with_and_without_exposed_images(finished):
 
 def test_switched_off_it_says_so(root, tmp_path, monkeypatch):
   monkeypatch.setattr(repeats, 'find', _refuse)
-  c = settings(root, **{'guard.enabled': False, 'model.weights': 'x.npz'})
+  c = settings(root, **{'guard.enabled': False})
   train, test, pool = opened(c)
   left = guard.withhold(c, train, test, pool, tmp_path)
   assert left is pool
+  # The record may be another arm's, of other weights.
+  c.model.weights = 'x.npz'
   guard.require(tmp_path, train, test, left)
-  found = guard.exposure(tmp_path, test, [])
+  found = guard.exposure(c, tmp_path, test, [])
   assert not found['checked']
   assert found['weights_not_checked'] == ['x.npz']
 
@@ -211,12 +213,12 @@ def test_without_test_images_training_images_are_looked_for(root, tmp_path):
   left = guard.withhold(c, train, nothing, pool, tmp_path)
   assert left is pool
   assert len(rows(tmp_path / 'guard' / 'repeats.csv')) == 1
-  assert guard.exposure(tmp_path, nothing, [])['test_images'] == 0
+  assert guard.exposure(c, tmp_path, nothing, [])['test_images'] == 0
 
 
 def test_without_a_source_there_is_nothing_to_check(root, tmp_path):
   c = settings(root)
   train, test, _ = opened(c)
   assert guard.withhold(c, train, test, None, tmp_path) is None
-  assert guard.exposure(tmp_path, test, []) == {}
+  assert guard.exposure(c, tmp_path, test, []) == {}
   assert not any(tmp_path.iterdir())

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from configs import folders
-from sjft_jax import certificate, mesh, retrieval
+from sjft_jax import certificate, mesh, retrieval, search
 from sjft_jax.data import datasets
+from sjft_jax.errors import UserError
 
 # Of each of two targets, source images that repeat its test images.
 WITHHELD = ((3, 40, 41), (0, 119))
@@ -60,6 +61,47 @@ def test_withheld_images_are_as_if_they_were_not_there(sets, tmp_path):
   assert found[1:] == expected[1:]
   assert list(found[1]) == ['s:0060']
   assert found[2]['source_images_seen'] == 117
+
+
+def test_edges_and_shards_of_another_search_are_not_gone_on_with(
+  sets, tmp_path, monkeypatch
+):
+  source, targets = sets
+  c, run = settings(), tmp_path / 'run'
+
+  def stop(*args, **kwargs):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(search, 'nearest', stop)
+    with pytest.raises(KeyboardInterrupt):
+      find(c, targets[0], source, run)
+  edges = (run / 'edges.npz').read_bytes()
+  other = settings(describe__activation='before')
+  for changed, build in ((other, search.BUILD), (c, search.BUILD + 1)):
+    with monkeypatch.context() as patch:
+      patch.setattr(search, 'BUILD', build)
+      with pytest.raises(UserError, match='of another build'):
+        find(changed, targets[0], source, run)
+  found = find(c, targets[0], source, run)
+  assert (run / 'edges.npz').read_bytes() == edges
+  assert not (run / 'begun.json').exists()
+  with pytest.raises(UserError, match='holds a search of other images'):
+    find(other, targets[0], source, run)
+  # What nothing is known of is begun anew.
+  (run / 'certificate.json').unlink()
+  (run / 'edges.npz').write_bytes(b'')
+  again = find(c, targets[0], source, run)
+  np.testing.assert_array_equal(again[0], found[0])
+
+
+def test_a_batch_may_be_larger_than_a_block(sets, tmp_path, monkeypatch):
+  source, targets = sets
+  found = find(settings(), targets[0], source, tmp_path / 'a')
+  monkeypatch.setattr(search, 'ROWS', 8)
+  large = settings(describe__batch=100)
+  again = find(large, targets[0], source, tmp_path / 'b')
+  np.testing.assert_array_equal(again[0], found[0])
 
 
 @pytest.mark.parametrize('fine', [0, 16])

@@ -293,14 +293,14 @@ def test_a_refused_start_can_be_mended_in_its_workdir(data, tmp_path):
   assert path.stat().st_mtime_ns == searched
 
 
-def refusal(data, workdir, **changes):
+def refusal(data, workdir, devices=1, **changes):
   """What is said when a run refuses its settings."""
   c = folders.get_config()
   with c.unlocked():
     c.update_from_flattened_dict(settings(data, **changes))
-  one = mesh.make(jax.devices()[:1])
+  used = mesh.make(jax.devices()[:devices])
   with pytest.raises(UserError) as error:
-    experiment.run(c, paths.path(str(workdir)), one)
+    experiment.run(c, paths.path(str(workdir)), used)
   return str(error.value)
 
 
@@ -323,6 +323,22 @@ def test_weights_that_do_not_fit_are_refused_before_the_search(data, tmp_path):
 )
 def test_settings_that_make_no_sense_are_refused(data, tmp_path, changes, said):
   assert said in refusal(data, tmp_path / 'run', **changes)
+
+
+@pytest.mark.parametrize(
+  ('name', 'batch', 'pretrained'),
+  [('train.target_batch', 4, 8), ('pretrain.batch', 8, 12)],
+)
+def test_every_batch_has_to_be_split_over_the_devices(
+  data, tmp_path, name, batch, pretrained
+):
+  changes = {
+    'train.target_batch': batch,
+    'train.source_batch': batch,
+    'pretrain.batch': pretrained,
+  }
+  said = refusal(data, tmp_path / 'run', devices=8, **changes)
+  assert said.startswith(f'{name} must be a multiple of the number of devices')
 
 
 def test_bad_input_is_one_line_and_exit_code_2(data, tmp_path):

@@ -164,6 +164,14 @@ def test_processes_agree_to_the_bit(case, tmp_path):
   assert_same(whole, find(case, share=(1, 2), **settings))
 
 
+def test_a_target_image_that_is_lost_meanwhile_ends_the_search(case):
+  describer, target, source = case
+  target = target.copy()
+  target[4] = 0
+  with pytest.raises(UserError, match='cannot be read any more'):
+    find((describer, target, source), k=12)
+
+
 def dense(rng):
   return counts(rng, 20, 12, 32, 4096), counts(rng, 96, 12, 32, 4096)
 
@@ -200,6 +208,11 @@ def test_the_bounds_hold(draw, operands, rank):
   )
   assert (lower <= distance_qs.T).all()
   assert (upper >= distance_qs.T).all()
+  # What is outside the directions is at most the whole.
+  reported = asked.rounding(*norms)
+  outside = (asked._rests_q[0] * norms[1].max()).max()
+  outside += (asked._rests_q[1] * norms[0].max()).max()
+  assert (upper - lower).max() <= 2.001 * (reported + 1.01 * outside)
   if rank == 0 and draw is dense:
     # Bounds are of use only if they are close beside the distances.
     width = (upper - lower).max()

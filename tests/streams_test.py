@@ -26,8 +26,9 @@ class Describer:
   pixels_d = np.full(5, 400.0)
   weight_d = np.ones(5)
 
-  def __init__(self):
+  def __init__(self, bad=BAD, reason='bad'):
     self.described, self.stop_after = [], np.inf
+    self.bad, self.reason = bad, reason
 
   def blocks(self, dataset, *, rows):
     step = min(rows, 48)
@@ -36,12 +37,14 @@ class Describer:
       self.described += part.tolist()
       if len(self.described) > self.stop_after:
         raise KeyboardInterrupt
-      good = ~np.isin(part, BAD)
+      good = ~np.isin(part, self.bad)
       yield describe.Block(
         index_n=at + np.flatnonzero(good),
         counts_nd=(part[good, None] * 7 + np.arange(5)).astype(np.int32) % 401,
         stop=at + len(part),
-        bad=[(at + i, f'bad {part[i]}') for i in np.flatnonzero(~good)],
+        bad=[
+          (at + i, f'{self.reason} {part[i]}') for i in np.flatnonzero(~good)
+        ],
       )
 
 
@@ -98,6 +101,18 @@ def test_a_killed_cache_goes_on_after_the_last_whole_unit(tmp_path):
   cache = streams.Cached(describer, numbers, tmp_path, 'key')
   assert_same(joined(cache, 0, 2100), plain)
   assert describer.described == list(range(1024, 2100))
+
+
+def test_what_could_not_be_read_is_tried_again(tmp_path):
+  numbers = Numbers(np.arange(2100))
+  describer = Describer(bad=(3,), reason='cannot be read: stale file handle')
+  cache = streams.Cached(describer, numbers, tmp_path, 'key')
+  assert len(joined(cache, 0, 2100)[0]) == 2099
+  describer = Describer(bad=())
+  cache = streams.Cached(describer, numbers, tmp_path, 'key')
+  plain = joined(streams.Described(Describer(bad=()), numbers), 0, 2100)
+  assert_same(joined(cache, 0, 2100), plain)
+  assert describer.described == list(range(1024))
 
 
 def test_what_is_no_cache_of_this_search_is_refused(tmp_path):

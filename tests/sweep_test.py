@@ -25,6 +25,7 @@ from sjft_jax import (
 )
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
+from tests import digits
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -344,6 +345,25 @@ def test_a_killed_sweep_does_no_finished_run_again(tmp_path, capsys):
   capsys.readouterr()
   experiment.run(c, workdir, devices)
   assert 'nothing was done' in capsys.readouterr().out
+
+
+def test_the_page_is_of_the_images_that_its_run_had(tmp_path):
+  data = digits.write(tmp_path, train=(0, 6), test=(6, 9), source=(10, 30))
+  c = default.get_config()
+  c.target.train, c.target.test = str(data / 'train'), str(data / 'test')
+  c.source.main.dir = str(data / 'source')
+  whole, _ = datasets.open_target(c.target, c.seed)
+  pool = datasets.open_pool(c.source)
+  for name, lines in (('a', ()), ('b', (f'{whole.ids[2]},truncated',))):
+    run = tmp_path / name
+    (run / 'guard').mkdir(parents=True)
+    (run / 'bad_images.csv').write_text('\n'.join(('id,reason', *lines)))
+    record = {'withheld': pool.ids[:2].tolist()}
+    (run / 'guard/record.json').write_text(json.dumps(record))
+    train, left = experiment.seen(c, run)
+    kept = np.delete(whole.ids, [2] if lines else [])
+    assert train.ids.tolist() == kept.tolist()
+    assert left.ids.tolist() == pool.ids[2:].tolist()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A search on real files: its certificate, its check, and its reasons."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -116,6 +117,24 @@ def test_a_neighbour_that_is_missing_is_found(finished, monkeypatch):
   monkeypatch.setattr(retrieval, 'reopen', altered)
   with pytest.raises(UserError, match='nats apart, but the search has'):
     verify.verify(finished, targets=12, sources=149, seed=0)
+
+
+def test_a_neighbour_that_cannot_be_read_any_more_is_found(
+  finished, monkeypatch
+):
+  reopen = retrieval.reopen
+
+  def altered(*args):
+    run = reopen(*args)
+    lost, read = int(run.table.index_qk[0, 0]), run.source.read
+    broken = dataclasses.replace(
+      run.source, read=lambda i: b'' if i == lost else read(i)
+    )
+    return dataclasses.replace(run, source=broken)
+
+  monkeypatch.setattr(retrieval, 'reopen', altered)
+  with pytest.raises(UserError, match='was searched and cannot be read'):
+    verify.verify(finished, targets=12, sources=1, seed=0)
 
 
 def test_other_images_are_refused(data, finished, tmp_path):

@@ -47,6 +47,7 @@ def test_a_start_that_made_nothing_does_not_bind_the_next(tmp_path):
   assert [p.name for p in tmp_path.rglob('*.*')] == ['config.json']
   stored = json.loads((tmp_path / 'config.json').read_text())
   assert stored['settings']['seed'] == 1
+  workdirs.claim(tmp_path / 'runs' / 'arm-0', other)
 
 
 def test_what_only_stops_a_run_may_change_under_it(tmp_path):

@@ -74,7 +74,7 @@ def table(
       if not path.exists():
         part = hash_range(dataset, first, last, threads, bar)
         fields = vars(part) | {'owner': part.owner - first}
-        with files.replacing(path) as file:
+        with files.replacing(path, shared=True) as file:
           np.savez(file, **{k: v for k, v in fields.items() if k != 'start'})
       bar.update(last - start - bar.n)
       yield _read(path, first)

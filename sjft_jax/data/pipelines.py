@@ -21,6 +21,8 @@ from sjft_jax.data import datasets, preprocess
 # costs more than decoding them.
 _CHUNK = 32
 _REDRAWS = 100
+# What a reason begins with that is the disk's, not the image's.
+UNREADABLE = 'cannot be read'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,7 +189,7 @@ def _decode(
   try:
     return preprocess.decode(dataset.read(i), least=least)
   except OSError as e:
-    raise preprocess.BadImage(f'cannot be read: {e.strerror or e}') from e
+    raise preprocess.BadImage(f'{UNREADABLE}: {e.strerror or e}') from e
 
 
 def _image(

@@ -114,6 +114,7 @@ def get_config():
   # Which images enter those averages: target, source or both. The network is
   # trained on what both have in common: of the demo's three first seeds 93 %
   # are right with both, 18 % with the target's and 30 % with the source's.
+  # A distilled network has those of all its images.
   c.model.averages = 'both'
   # Batch norm's statistics of a micro-batch: 'global', of its images on all
   # devices, whose number then changes nothing; or of those of each 'device'.

@@ -5,10 +5,10 @@ of the source. The training images of seed 0 are cut into folds; with every
 choice an arm is trained without a fold and asked about it. The one that is
 right most often, over the folds, is taken for all seeds; but where borrowing
 can be given up, it has to beat the best that does not borrow by more than the
-folds differ. The test images of seed 0 are never opened. Where a seed tests on what
-its own draw has left (target.per_class or held_out without test images of their
-own), most training images of seed 0 are among the test images of other seeds:
-there the choices have seen labels of them.
+folds differ. The test images of seed 0 are never opened. Where a seed tests on
+what its own draw has left (target.per_class or held_out without test images of
+their own), most training images of seed 0 are test images of other seeds: there
+the choices have seen their labels.
 """
 
 import copy

@@ -7,8 +7,9 @@ photographs, on which the network was pretrained for a short time. The first arm
 has three rounds at a K0 and a Gabor bank that nobody has chosen; it is compared
 with fine-tuning, with itself after K0 and bank were chosen on five folds of its
 training images, with its rounds fused, and with the one network that these were
-distilled into. (Each seed tests on what its draw has left, among it images
-that the choices were made by; see sjft_jax.tuning.) Minutes on a laptop; real images that come inside pip packages.
+distilled into. Each seed tests on what its draw has left, among it images that
+the choices were made by (see sjft_jax.tuning). Minutes on a laptop; real images
+that come inside pip packages.
 """
 
 from ml_collections import ConfigDict

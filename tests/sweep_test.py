@@ -348,7 +348,7 @@ def test_a_killed_sweep_does_no_finished_run_again(tmp_path, capsys):
 
 
 def test_the_page_is_of_the_images_that_its_run_had(tmp_path):
-  data = digits.write(tmp_path, train=(0, 6), test=(6, 9), source=(10, 30))
+  data = digits.write(tmp_path, train=(0, 6), test=(10, 16), source=(20, 50))
   c = default.get_config()
   c.target.train, c.target.test = str(data / 'train'), str(data / 'test')
   c.source.main.dir = str(data / 'source')

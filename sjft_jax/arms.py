@@ -62,6 +62,8 @@ def check(c):
     if averaged is None:
       own = settings_of(c, arm, 0)
       settings.check(own)
+      if not own.rounds:
+        raise UserError(f'arms.{arm} needs rounds >= 1; came rounds=0.')
       tuning.check(c, arm, own)
     elif not averaged or not all(other in _trained(c) for other in averaged):
       raise UserError(

@@ -56,6 +56,8 @@ def run(c, workdir, mesh):
 def seen(c, directory):
   """The images that a finished run had: (target training images, pool).
 
+  The pool is None where nothing was borrowed.
+
   Args:
     c: its settings.
     directory: of the run, which lists what it could not read and withheld.
@@ -63,6 +65,8 @@ def seen(c, directory):
   train, _ = datasets.open_target(c.target, c.seed)
   bad = [row['id'] for row in record.csv_rows(directory / 'bad_images.csv')]
   train = train.subset(np.flatnonzero(~np.isin(train.ids, bad)))
+  if c.selection == 'none':
+    return train, None
   return train, guard.remaining(datasets.open_pool(c.source), directory)
 
 

@@ -8,6 +8,10 @@ import numpy as np
 _RESAMPLES = 10_000
 # Noise of the smoothed bootstrap, in standard deviations of the values.
 _NOISE = 0.5
+# Accuracies that differ by less are the same, but for their last digits.
+_EQUAL = 1e-9
+# Of so few values it is no wonder if all are equal, as on a small test set.
+_FEW = 5
 
 
 def bootstrap_t(
@@ -30,7 +34,8 @@ def bootstrap_t(
     confidence: share of such intervals that hold the true mean.
 
   Returns:
-    (low, high), the same for the same values in any order; None for one value.
+    (low, high), the same for the same values in any order; None for one value,
+    or for fewer than five that are equal and not 0.
 
   Source: Hall, Annals of Statistics 16, 1988; Efron & Tibshirani, An
   Introduction to the Bootstrap, 1993, sections 12.5 and 16.4 (smoothing).
@@ -40,8 +45,9 @@ def bootstrap_t(
   if n < 2:
     return None
   mean, spread = value_n.mean(), value_n.std(ddof=1)
-  if not spread:
-    return float(mean), float(mean)
+  if spread <= _EQUAL:
+    few = n < _FEW and abs(mean) > _EQUAL
+    return None if few else (float(mean), float(mean))
   index_rn, noise_rn = _resamples(n)
   resample_rn = value_n[index_rn] + _NOISE * spread * noise_rn
   # Of a mean: both spreads are divided by the root of n.

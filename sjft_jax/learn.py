@@ -40,19 +40,22 @@ def check(c, mesh, workdir):
     workdir: directory of the run.
 
   Raises:
-    UserError: if the weights are of another network, or if `optim.frozen`
-      names what it does not have.
+    UserError: if the weights are of another network, if images are too small
+      for it, or if `optim.frozen` names what it does not have.
   """
   learner = Learner(c, 1, 1, mesh, workdir)
   if c.model.weights:
     pretrained.load(
       c.model.weights, learner.fresh(c.seed), learner.network.convention
     )
-  if not c.optim.frozen:
-    return
-  image = jax.ShapeDtypeStruct((1, c.train.crop, c.train.crop, 3), jnp.uint8)
   init = functools.partial(learner.network.init, train=False)
-  shapes = jax.eval_shape(init, jax.random.key(0), image, image)
+  sides = [c.train.crop]
+  if 'dense' in (c.evaluate.views, c.hardness.views):
+    sides.append(round(c.train.resize * min(c.evaluate.scales)))
+  # What is too small for the network, it says when it is traced.
+  for side in sides:
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
+    shapes = jax.eval_shape(init, jax.random.key(0), image, image)
   paths = traverse_util.flatten_dict(shapes['params'])
   for pattern in c.optim.frozen:
     if not any(optim.matches(pattern, path) for path in paths):
@@ -61,6 +64,14 @@ def check(c, mesh, workdir):
         f'optim.frozen names {pattern!r}, which no parameter is; there are '
         f'{", ".join(parts)}.'
       )
+
+
+def teaches(c) -> bool:
+  """Whether images of the source train its classifier."""
+  train = c.train
+  return bool(
+    c.selection != 'none' and train.source_batch and train.source_weight
+  )
 
 
 class Learner:
@@ -284,7 +295,7 @@ class Learner:
   def _frozen(self, distilled=False):
     """What stays as it is in the rounds."""
     # Decay alone would change a head that no image reaches.
-    without = distilled or self._c.selection == 'none'
+    without = distilled or not teaches(self._c)
     unreached = ('source_head',) if without else ()
     return (*self._c.optim.frozen, *unreached)
 

@@ -26,7 +26,9 @@ def images(texts) -> list:
   """
   found = []
   for path in map(paths.path, texts):
-    if path.is_dir():
+    if path.is_dir() and not paths.in_store(path):
+      found += map(pathlib.Path, sorted(datasets.image_files(str(path))))
+    elif path.is_dir():
       found += sorted(
         path / name
         for name, _ in paths.below(path)
@@ -102,22 +104,23 @@ def _work(argv):
   with progress.bar(len(found), 'predict') as bar:
     for path, probability, reason in answers:
       bar.update()
+      name = datasets.legible(str(path))
       if reason is not None:
         bad += 1
-        print(f'{path}: {reason}', file=sys.stderr)
+        print(f'{name}: {reason}', file=sys.stderr)
         continue
       best = np.argsort(-probability, kind='stable')[: args.top]
       named = [(classes[i], float(probability[i])) for i in best]
       if args.json:
         value = {
-          'path': str(path),
+          'path': name,
           'class': named[0][0],
           'probability': named[0][1],
           'top': [{'class': n, 'probability': p} for n, p in named],
         }
         print(json.dumps(value, ensure_ascii=False))
       else:
-        print(path, *(f'{n}\t{p:.4f}' for n, p in named), sep='\t')
+        print(name, *(f'{n}\t{p:.4f}' for n, p in named), sep='\t')
   if bad:
     raise UserError(f'{bad} of {len(found)} images could not be read.')
 

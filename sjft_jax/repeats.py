@@ -23,6 +23,7 @@ import numpy as np
 
 from sjft_jax import progress
 from sjft_jax.data import datasets, fingerprints, hashes, pipelines, preprocess
+from sjft_jax.errors import UserError
 from sjft_jax.ops import likeness
 
 # Pictures that go to the device at a time.
@@ -175,7 +176,9 @@ def find(
 
 def stem(name: str) -> str:
   """The last part of an id without its suffix, in lower case."""
-  return str(name).rpartition('/')[2].partition('.')[0].lower()
+  # Before the colon stands the set's name.
+  name = str(name).partition(':')[2] or str(name)
+  return name.rpartition('/')[2].partition('.')[0].lower()
 
 
 def _unique(names) -> dict[str, int]:
@@ -256,15 +259,23 @@ def _compare(source, target, candidate) -> list[tuple]:
   """[((source, target), similarity)] of one source image's candidates."""
   i, rows = candidate
   best = {}
-  with contextlib.suppress(OSError, preprocess.BadImage):
-    mine = _regions(source, i)
-    for region, row, view, mirrored in rows:
-      t = int(target.owner[row])
-      r = fingerprints.compare(
-        mine[region],
-        target.regions(t)[target.region[row]],
-        fingerprints.VIEWS[view],
-        mirrored,
-      )
-      best[i, t] = max(r, best.get((i, t), 0.0))
+  try:
+    with contextlib.suppress(preprocess.BadImage):
+      mine = _regions(source, i)
+      for region, row, view, mirrored in rows:
+        t = int(target.owner[row])
+        r = fingerprints.compare(
+          mine[region],
+          target.regions(t)[target.region[row]],
+          fingerprints.VIEWS[view],
+          mirrored,
+        )
+        best[i, t] = max(r, best.get((i, t), 0.0))
+  except OSError as error:
+    # It could be read when it was hashed: passed over, it might leak.
+    raise UserError(
+      f'{source.ids[i]}, or a target image like it, could be read before and '
+      f'cannot now ({error}). Look after its disk, then give the same command '
+      'again.'
+    ) from error
   return list(best.items())

@@ -112,7 +112,8 @@ def run(c, workdir, mesh, donors=()):
         c, learner, weights, target, drawable, drawn, test, workdir, summaries
       )
   results['guard'] = guard.exposure(c, workdir, test, tests)
-  if c.rounds and c.suspects.neighbours and c.selection == 'neighbours':
+  asked = c.suspects.neighbours and c.selection == 'neighbours'
+  if c.rounds and asked and learn.teaches(c):
     with clock('suspects'):
       results['label_suspects'] = suspects.stage(
         c, learner, weights, drawable, selection.selected(drawn), workdir
@@ -153,7 +154,9 @@ def _check(c, target, test, mesh, workdir):
       f'Every process reads a share of the target images; {fewest} are too few '
       f'for {processes.count()} processes. Start fewer.'
     )
-  batches = {f'train.{n}': c.train[n] for n in ('target_batch', 'source_batch')}
+  batches = {'train.target_batch': c.train.target_batch}
+  if c.selection != 'none':
+    batches['train.source_batch'] = c.train.source_batch
   if c.rounds and c.pretrain.steps:
     batches['pretrain.batch'] = c.pretrain.batch
   for name, images in batches.items():

@@ -188,7 +188,7 @@ def check(c):
         f'below {c.distill.steps} (distill.steps)',
       )
   need(
-    c.train.source_batch in (0, c.train.target_batch),
+    c.selection == 'none' or c.train.source_batch in (0, c.train.target_batch),
     'train.source_batch',
     f'{c.train.target_batch} (train.target_batch), since every target image '
     'is paired with one source image',

@@ -73,5 +73,11 @@ def test_an_outlier_does_not_make_it_absurd():
   assert -2 < low < high < 2.5
 
 
+def test_few_equal_values_are_no_gain():
+  for value_n in ([2.0] * 2, [0.1 + 0.2, 0.3, 0.3]):
+    assert intervals.bootstrap_t(value_n) is None
+  assert intervals.bootstrap_t([2.0] * 5) == (2.0, 2.0)
+
+
 def test_equal_values_leave_nothing_open():
   assert intervals.bootstrap_t([0.0] * 5) == (0.0, 0.0)

@@ -19,6 +19,12 @@ def dataset(files, names, name='main'):
   )
 
 
+def test_a_stem_is_the_files_not_the_sets():
+  assert repeats.stem('imagenet:n02_7.JPEG') == 'n02_7'
+  assert repeats.stem('target:test/Images/n02_7.jpg') == 'n02_7'
+  assert repeats.stem('n02_7.jpg') == 'n02_7'
+
+
 def jpeg(image):
   return cv2.imencode('.jpg', image[..., ::-1])[1].tobytes()
 

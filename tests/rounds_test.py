@@ -264,20 +264,26 @@ def test_selection_alone_stops_after_the_neighbours(data, tmp_path):
 
 
 def test_predictions_name_every_image(data, finished, tmp_path):
-  shutil.copy(next((data / 'test').rglob('*.png')), tmp_path / 'a.png')
+  image = next((data / 'test').rglob('*.png'))
+  shutil.copy(image, tmp_path / 'a.png')
+  # Behind a link, and of a name that is no text.
+  (tmp_path.parent / 'linked').mkdir()
+  shutil.copy(image, tmp_path.parent / 'linked' / os.fsdecode(b'c\xe9.png'))
+  (tmp_path / 'to').symlink_to(tmp_path.parent / 'linked')
   (tmp_path / 'b.jpg').write_bytes(b'')
   (tmp_path / '.hidden.png').write_bytes(b'')
   done = subprocess.run(
     **command('predict', '--workdir', finished, '--json', '--fuse', tmp_path),
     check=False,
   )
-  (line,) = done.stdout.splitlines()
+  line, other = done.stdout.splitlines()
+  assert json.loads(other)['path'].endswith('to/c\\xe9.png')
   value = json.loads(line)
   assert value['path'].endswith('a.png')
   assert value['class'].startswith('digit ')
   assert 0.25 <= value['probability'] <= 1
   assert done.returncode == 2
-  assert '1 of 2 images could not be read' in done.stderr
+  assert '1 of 3 images could not be read' in done.stderr
 
 
 def test_a_refused_start_can_be_mended_in_its_workdir(data, tmp_path):

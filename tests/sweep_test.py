@@ -364,6 +364,9 @@ def test_the_page_is_of_the_images_that_its_run_had(tmp_path):
     kept = np.delete(whole.ids, [2] if lines else [])
     assert train.ids.tolist() == kept.tolist()
     assert left.ids.tolist() == pool.ids[2:].tolist()
+  # Where nothing is borrowed there need be no source.
+  c.selection, c.source.main.dir = 'none', '/nowhere'
+  assert experiment.seen(c, run)[1] is None
 
 
 @pytest.mark.parametrize(
@@ -379,6 +382,7 @@ def test_the_page_is_of_the_images_that_its_run_had(tmp_path):
     ({'arms.both.average': ('best',)}, r'trained \(plain, picked\), not best'),
     ({'arms.both.average': ('both',)}, r'trained \(plain, picked\), not both'),
     ({'arms.both.average': ()}, 'not none'),
+    ({'arms.plain.set': {'rounds': 0}}, 'plain needs rounds >= 1'),
     ({'arms.both.distilled': True}, 'distill.steps above 0 in picked'),
     ({'tune.folds': 1}, 'folds >= 2'),
     ({'tune.learning_rates': ()}, 'values of learning_rates'),

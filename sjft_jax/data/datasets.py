@@ -149,7 +149,7 @@ def _folder(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
   folders, loose, rows = (_stored if paths.in_store(root) else _walked)(root)
   if loose:
     raise errors.UserError(
-      f'{need}; images lie directly in {part} ({_legible(loose[0])}, in all'
+      f'{need}; images lie directly in {part} ({legible(loose[0])}, in all'
       f' {len(loose)}): move them into class folders.'
     )
   if not folders:
@@ -160,8 +160,8 @@ def _folder(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
   names = [name for _, name, _ in rows]
   read = paths.reader(root)
   return _dataset(
-    classes=map(_legible, folders),
-    ids=[_legible(name.replace(os.sep, '/')) for name in names],
+    classes=map(legible, folders),
+    ids=[legible(name.replace(os.sep, '/')) for name in names],
     labels=[label for label, _, _ in rows],
     sizes=[size for _, _, size in rows],
     read=lambda i: read(names[i]),
@@ -194,7 +194,7 @@ def _walked(root):
   rows = [
     (label, os.path.relpath(path, root), _size(path))
     for label, folder in enumerate(folders if not loose else ())
-    for path in sorted(_images(os.path.join(root, folder)))
+    for path in sorted(image_files(os.path.join(root, folder)))
   ]
   return folders, loose, rows
 
@@ -246,8 +246,8 @@ def _packed(path, inside: str, setting: str) -> Dataset:
   found.sort(key=lambda row: (label_of[row[0].partition('/')[0]], row[0]))
   place = [i for _, i in found]
   return _dataset(
-    classes=classes,
-    ids=[name for name, _ in found],
+    classes=map(legible, classes),
+    ids=[legible(name) for name, _ in found],
     labels=[label_of[name.partition('/')[0]] for name, _ in found],
     sizes=[pack.sizes[i] for i in place],
     read=lambda i: pack.read(place[i]),
@@ -267,27 +267,27 @@ def _listed(path, setting: str) -> Dataset:
       if not {'path', 'label'} <= set(reader.fieldnames or ()):
         came = ', '.join(reader.fieldnames or ('nothing',))
         raise errors.UserError(f'{need}; {path} has {came}: add them.')
-      rows = [(row['path'], row['label']) for row in reader]
+      rows = [(reader.line_num, row['path'], row['label']) for row in reader]
   except (csv.Error, UnicodeError) as e:
     raise errors.UserError(f'{need}; {path} is none ({e}): repair it.') from e
   root = path.parent if paths.in_store(path) else path.resolve().parent
   base, seen = str(root).partition('://')[2] or str(root), {}
-  for line, (name, label) in enumerate(rows, 2):
+  for line, name, label in rows:
     # Two spellings of a path would be one image twice.
     whole = os.path.normpath(os.path.join(base, name or ''))
     fault = ''
     if not name or not label:
       fault = 'lacks a path or a label'
     elif os.path.isabs(name) or not whole.startswith(base + os.sep):
-      fault = f'leads out of its folder ({_legible(name)})'
+      fault = f'leads out of its folder ({legible(name)})'
     elif whole in seen:
-      fault = f'names {_legible(name)} a second time'
+      fault = f'names {legible(name)} a second time'
     if fault:
       raise errors.UserError(f'{need}; line {line} of {path} {fault}: mend it.')
     seen[whole] = name
   if not rows:
     raise errors.UserError(f'{need}; {path} lists no image: add some.')
-  classes = sorted({label for _, label in rows})
+  classes = sorted({label for *_, label in rows})
   label_of = {name: label for label, name in enumerate(classes)}
   if paths.in_store(root):
     # A key is taken as it is written, `./` and all.
@@ -300,23 +300,35 @@ def _listed(path, setting: str) -> Dataset:
   read = paths.reader(root)
   return _dataset(
     classes=classes,
-    ids=[name.replace(os.sep, '/') for name, _ in rows],
-    labels=[label_of[label] for _, label in rows],
+    ids=[name.replace(os.sep, '/') for _, name, _ in rows],
+    labels=[label_of[label] for *_, label in rows],
     sizes=sizes,
     read=lambda i: read(names[i]),
   )
 
 
-def _images(root: str) -> Iterator[str]:
-  """Image files below a folder; links are followed, hidden names are not."""
+def image_files(root: str) -> Iterator[str]:
+  """Image files below a folder; links are followed, hidden names are not.
+
+  Raises:
+    UserError: if a folder cannot be opened.
+  """
+
+  def fail(error):
+    raise errors.UserError(
+      f'{legible(error.filename)} cannot be opened ({error.strerror}): give '
+      'yourself the right to it, or move it away.'
+    ) from error
+
   seen = set()
-  for folder, folders, names in os.walk(root, followlinks=True):
+  for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
     real = os.path.realpath(folder)
-    if real in seen:  # A link led back up.
+    if real in seen:  # A link led to where another one did, or back up.
       folders.clear()
       continue
     seen.add(real)
-    folders[:] = [name for name in folders if not name.startswith('.')]
+    # Sorted, so that of two links to one folder the same is taken everywhere.
+    folders[:] = sorted(name for name in folders if not name.startswith('.'))
     yield from (os.path.join(folder, name) for name in names if _is_image(name))
 
 
@@ -324,7 +336,7 @@ def _is_image(name: str) -> bool:
   return name.lower().endswith(SUFFIXES) and not name.startswith('.')
 
 
-def _legible(name: str) -> str:
+def legible(name: str) -> str:
   """A file name as text that can be written; bytes that are none as \\xNN."""
   return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
@@ -395,6 +407,11 @@ def _tfds(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
     ids.append(record[key].decode('utf-8', 'backslashreplace') if key else i)
     labels.append(record['label'])
     sizes.append(len(record['image']))
+  if labels and min(labels) < 0:
+    raise errors.UserError(
+      f'{setting} needs images with labels; those of {part!r} of {name} have '
+      'none: take another split.'
+    )
   if not key or len(set(ids)) < len(ids):
     ids = [f'{i:08d}' for i in range(len(ids))]
   return _dataset(
@@ -660,7 +677,10 @@ def _quota(dataset: Dataset, quota: int, setting: str) -> np.ndarray:
 
 
 def _place(spec: Mapping[str, Any]) -> tuple[str, ...]:
-  """Where a source's images are: equal for sources that are the same."""
+  """Where a source's images are: equal for sources that are named the same.
+
+  An archive beside a part of it, or overlapping splits, are not recognised.
+  """
   if spec['kind'] == 'folder':
     root = _root(spec['dir'])
     return 'folder', str(root if paths.in_store(root) else root.resolve())

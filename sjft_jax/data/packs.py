@@ -21,10 +21,13 @@ from sjft_jax import errors, paths
 SUFFIXES = ('.zip', '.tar', '.tar.gz', '.tgz')
 MAX_BYTES = 512 * 2**20  # of one image; more is not read
 _SPACING = 256 * 2**10
+_STEP = 4096  # bytes, the least that zipfile reads at a time
 # Bytes of a zip's header before a member, without and with its two longest
 # fields.
 _LOCAL = 30
 _LOCAL_MOST = _LOCAL + 2 * (2**16 - 1)
+# Of these zipfile unpacks all that it reads, whatever was asked for.
+_AT_ONCE = zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA
 _DAMAGE = (
   zipfile.BadZipFile,
   tarfile.TarError,
@@ -136,9 +139,21 @@ def _zip(path, setting):
     # Before the data stand a name and what else the packer wrote.
     file.seek(_LOCAL + sum(struct.unpack('<2H', data[_LOCAL - 4 : _LOCAL])))
     # One byte more: a header may understate the size.
-    return zipfile.ZipExtFile(file, 'r', info).read(size + 1)
+    file = zipfile.ZipExtFile(file, 'r', info)
+    if info.compress_type in _AT_ONCE:
+      return _in_steps(file, size + 1)
+    return file.read(size + 1)
 
   return members, read
+
+
+def _in_steps(file, most):
+  """At most so many bytes of a member of a zip."""
+  pieces = []
+  while most > 0 and (piece := file.read(min(most, _STEP))):
+    pieces.append(piece)
+    most -= len(piece)
+  return b''.join(pieces)
 
 
 def _tar(path, setting):
@@ -160,15 +175,21 @@ def _tar(path, setting):
 
 
 def _members(file) -> list[tuple[str, int, int]]:
-  """(name, bytes, where they begin) of the regular files of a tar."""
-  members = []
+  """(name, bytes, where they begin) of the files of a tar, not of symlinks."""
+  members, links = [], []
   with tarfile.open(fileobj=file, mode='r:') as archive:
     for member in archive:
       if member.isreg() and not member.issparse():
         members.append((member.name, member.size, member.offset_data))
+      elif member.islnk():
+        links.append((member.name, member.linkname))
       archive.members.clear()  # It keeps them all.
     # A tar that ends without its end mark has been cut short.
     file.seek(archive.offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
       raise tarfile.ReadError('no end mark')
+  if links:
+    # A file with two names is packed once.
+    place = {name: where for name, *where in members}
+    members += [(name, *place[of]) for name, of in links if of in place]
   return members

@@ -57,7 +57,8 @@ def _jpeg(data: bytes) -> _Header:
     if code == 0xD9 and size:
       return _Header(size[1], size[0], False, data)
     if code in _JPEG_FRAMES:
-      size = struct.unpack_from('>HH', data, at + 3)
+      # The first one counts, for a decoder, too.
+      size = size or struct.unpack_from('>HH', data, at + 3)
     at += int.from_bytes(data[at : at + 2], 'big')
   raise BadImage('truncated JPEG: no end-of-image marker')
 
@@ -129,7 +130,9 @@ def _tiff(data: bytes) -> _Header:
   return _Header(size.get(256, 0), size.get(257, 0), False, data)
 
 
-_PNM = re.compile(rb'P[2356]\s+(?:#[^\n]*\n\s*)*(\d+)\s+(?:#[^\n]*\n\s*)*(\d+)')
+_PNM = re.compile(
+  rb'P[2356]\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s'
+)
 
 
 def _pnm(data: bytes) -> _Header:

@@ -73,7 +73,7 @@ def read(path: str) -> dict[str, np.ndarray]:
     found = {
       name: item.array(storages)
       for name, item in value.items()
-      if isinstance(item, _Tensor)
+      if isinstance(item, _Tensor) and isinstance(name, str)
     }
     if not found:
       raise _NotWeightsError('it holds no tensors')
@@ -150,7 +150,10 @@ def _read_zip(data):
     tops = [name for name in infos if name.endswith('/data.pkl')]
     if len(tops) != 1:
       raise _NotWeightsError('it has no data.pkl')
-    # torch stores without compression; a bomb would need it.
+    # torch stores without compression; a bomb would need it, or parts that
+    # overlap.
+    if sum(info.file_size for info in archive.infolist()) > len(data):
+      raise _NotWeightsError('its parts overlap')
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos.values()):
       raise _NotWeightsError('it is compressed')
     root = tops[0].removesuffix('data.pkl')
@@ -304,7 +307,8 @@ def _text(value):
 
 def _store(into, items):
   for name, item in zip(items[::2], items[1::2], strict=True):
-    into[_text(name)] = item
+    # An optimiser's state is by number.
+    into[name if type(name) is int else _text(name)] = item
 
 
 def _known(text):

@@ -87,7 +87,9 @@ class BatchNorm(nn.Module):
         m = some_nhwc.size // c
         if self.axis_name:
           m *= jax.lax.axis_size(self.axis_name)
-        weight.value = self.momentum * weight.value + 1.0
+        # Converted averages come with the weight of a longer memory.
+        kept = jnp.minimum(weight.value, 1 / (1 - self.momentum))
+        weight.value = self.momentum * kept + 1.0
         mean.value += (some[0] - mean.value) / weight.value
         unbiased_c = some[1] * (m / max(m - 1, 1))
         var.value += (unbiased_c - var.value) / weight.value

@@ -1,5 +1,7 @@
 """How alike fingerprints of pictures are, whichever way round."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -36,7 +38,9 @@ def best_view(even_tvd, odd_tve, even_sd, odd_se):
 
   def one_view(best_ts, view):
     even_td, odd_te = view
-    alike_ts = even_td @ even_sd.T + jnp.abs(odd_te @ odd_se.T)
+    # Or what lies near the limit would depend on the device.
+    times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    alike_ts = times(even_td, even_sd.T) + jnp.abs(times(odd_te, odd_se.T))
     return jnp.maximum(best_ts, alike_ts), None
 
   # View by view: all at once, the similarities would be [t, v, s].

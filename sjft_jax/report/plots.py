@@ -211,7 +211,8 @@ def matrix(name, title, value_cc, note) -> dict:
     image_ccr[..., 3] = np.sqrt(value_cc)
     axes.imshow(image_ccr, interpolation='nearest')
 
-  diagonal = np.diagonal(value_cc).mean()
+  # Classes without test images have empty rows.
+  diagonal = np.diagonal(value_cc)[value_cc.any(axis=1)].mean()
   alt = (
     f'{title}: on average {wording.percent(diagonal)} % lie on the diagonal.'
   )

@@ -24,7 +24,7 @@ def context(workdir, target, source) -> dict:
   config = record.read(workdir / 'config.json')
   settings = config.get('settings', {})
   rounds = results.get('rounds', [])
-  lent = rounds[-1] if rounds else {}
+  lent = rounds[-1] if rounds else results.get('selection', {})
   folders = sorted(
     (workdir / 'rounds').glob('[0-9]*'), key=lambda path: int(path.name)
   )

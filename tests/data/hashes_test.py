@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -21,7 +22,7 @@ def _set(files, name='main'):
     classes=('a',),
     ids=np.array([f'{name}:{i}.png' for i in range(len(files))]),
     labels=np.zeros(len(files), np.int32),
-    sizes=np.array([len(file or b'') for file in files]),
+    sizes=np.array([-1 if file is None else len(file) for file in files]),
     read=read,
   )
   return dataset, reads
@@ -71,6 +72,21 @@ def test_a_stored_table_is_read_not_made_again(images, tmp_path):
   renamed, reads = _set(images, name='main')
   _assert_same(first, _table(renamed, tmp_path))
   assert len(reads) <= 3  # The probes.
+
+
+def test_what_could_not_be_read_is_tried_again(images, tmp_path):
+  dataset, _ = _set(images)
+
+  def stale(i):
+    if i == 9:
+      raise OSError(116, 'Stale file handle')
+    return dataset.read(i)
+
+  silent = _table(dataclasses.replace(dataset, read=stale), tmp_path)
+  assert 9 not in silent[2].owner
+  again, reads = _set(images)
+  assert 9 in _table(again, tmp_path)[2].owner
+  assert set(reads) <= {0, 4, 8, 9}  # That part, and the probes.
 
 
 def test_a_killed_table_goes_on_with_the_next_part(images, tmp_path):

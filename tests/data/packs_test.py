@@ -2,6 +2,7 @@ import concurrent.futures
 import io
 import os
 import tarfile
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -166,6 +167,47 @@ def test_links_are_passed_over(tmp_path):
     archive.writestr(link, '/etc/passwd')
   for kind in ('tar', 'zip'):
     assert _pool(tmp_path / f'x.{kind}').ids.tolist() == ['main:a/1.jpg']
+
+
+def test_a_second_name_of_a_file_is_an_image(tmp_path):
+  with tarfile.open(tmp_path / 'x.tar', 'w') as archive:
+    first = tarfile.TarInfo('a/1.jpg')
+    first.size = 4
+    archive.addfile(first, io.BytesIO(b'same'))
+    link = tarfile.TarInfo('b/2.jpg')
+    link.type, link.linkname = tarfile.LNKTYPE, 'a/1.jpg'
+    archive.addfile(link)
+  pool = _pool(tmp_path / 'x.tar')
+  assert pool.ids.tolist() == ['main:a/1.jpg', 'main:b/2.jpg']
+  assert [pool.read(i) for i in range(2)] == [b'same'] * 2
+
+
+def test_names_that_are_no_text_are_those_of_the_folder(tmp_path):
+  name = os.fsdecode(b'a/caf\xe9.jpg')
+  plain = _pool(_folder(tmp_path / 'folder', {name: b'1', 'b/2.jpg': b'2'}))
+  with tarfile.open(tmp_path / 'x.tar', 'w') as archive:
+    archive.add(tmp_path / 'folder', '.')
+  packed = _pool(tmp_path / 'x.tar')
+  assert packed.ids.tolist() == plain.ids.tolist()
+  assert packed.digest == plain.digest
+
+
+def test_a_member_that_unpacks_to_more_than_it_says_is_cut(tmp_path):
+  large = 2**27
+  with zipfile.ZipFile(tmp_path / 'x.zip', 'w') as archive:
+    archive.writestr('a/1.jpg', bytes(large), zipfile.ZIP_LZMA)
+  data = bytearray((tmp_path / 'x.zip').read_bytes())
+  # The list at the end says less, but more than it is packed.
+  at = data.index(b'PK\x01\x02') + 24
+  assert int.from_bytes(data[at : at + 4], 'little') == large
+  data[at : at + 4] = (100_000).to_bytes(4, 'little')
+  (tmp_path / 'x.zip').write_bytes(data)
+  pool = _pool(tmp_path / 'x.zip')
+  tracemalloc.start()
+  with pytest.raises(OSError, match='archive'):
+    pool.read(0)
+  assert tracemalloc.get_traced_memory()[1] < large
+  tracemalloc.stop()
 
 
 def test_an_encrypted_zip_is_refused(tmp_path):

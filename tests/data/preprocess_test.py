@@ -156,6 +156,12 @@ def test_png_colour_profiles_change_nothing_and_are_quiet(capfd):
     (b'label,file\n1,cat.jpg\n', 'not a JPEG'),
     (b'<html>404</html>', 'not a JPEG'),
     (b'\xff\xd8', 'truncated JPEG'),
+    (
+      b'\xff\xd8\xff\xc0\x00\x0b\x08\x75\x30\x75\x30\x01\x01\x11\x00'
+      b'\xff\xc0\x00\x0b\x08\x00\x01\x00\x01\x01\x01\x11\x00\xff\xd9',
+      'pixels',
+    ),
+    (b'P6\n' + b'9' * 5000 + b' 1\n255\n', 'damaged PNM'),
     (b'P6 wide high\n', 'PNM'),
     (_file(Image.fromarray(np.ones((4, 4), np.float32)), 'TIFF'), 'TIFF'),
   ],

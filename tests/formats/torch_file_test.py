@@ -101,6 +101,28 @@ def test_safetensors_of_timm_are_read(tmp_path):
   )
 
 
+def test_a_checkpoint_of_a_training_is_read(tmp_path):
+  storage = Storage('storage', kind, '0', 'cpu', 4)
+  call = Call(rebuild, storage, 0, (2, 2), (2, 1), False, {})
+  state = {'state': {0: {'momentum_buffer': call}}, 'param_groups': [{}]}
+  saved = {'epoch': 3, 'state_dict': {'w': call}, 'optimizer': state}
+  data = np.arange(4, dtype='<f4').tobytes()
+  path = archive(tmp_path / 'x.pth', instructions(saved, NAMES), _0=data)
+  found = torch_file.read(str(path))
+  np.testing.assert_array_equal(found['w'], [[0, 1], [2, 3]])
+
+
+def test_parts_that_overlap_are_refused(tmp_path):
+  path = archive(tmp_path / 'x.pth', tensor(), _0=bytes(16), _1=bytes(10_000))
+  data = bytearray(path.read_bytes())
+  # Of the first, the list says that it reaches over what follows.
+  at = data.index(b'PK\x01\x02', data.index(b'PK\x01\x02') + 4)
+  for field in (20, 24):
+    data[at + field : at + field + 4] = (10_100).to_bytes(4, 'little')
+  path.write_bytes(data)
+  refused(path, 'overlap')
+
+
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 def test_a_part_of_a_file_gets_one_line(tmp_path, path):
   data = path.read_bytes()

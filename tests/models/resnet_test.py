@@ -73,6 +73,19 @@ def test_width_halves_the_kernels_of_every_layer(name):
     assert np.prod(shape) == 2**inputs * np.prod(half[layer])
 
 
+def test_converted_averages_forget_as_fast_as_momentum_says():
+  norm = resnet.BatchNorm(train=True, momentum=0.9)
+  x = jnp.asarray(np.random.default_rng(0).normal(3, 1, (4, 5, 5, 2)))
+  x = x.astype(jnp.float32)
+  variables = norm.init(jax.random.key(0), x)
+  stats = variables['batch_stats'] | {'weight': jnp.float32(1000)}
+  _, after = norm.apply(
+    {**variables, 'batch_stats': stats}, x, mutable=['batch_stats']
+  )
+  mean = after['batch_stats']['mean']
+  np.testing.assert_allclose(mean, 0.1 * np.mean(x, (0, 1, 2)), rtol=1e-5)
+
+
 @pytest.mark.parametrize('size', [2, 3, 7, 8, 112])
 def test_max_pool_keeps_the_windows_that_are_cut(size):
   x = np.random.default_rng(0).normal(size=(2, size, size + 1, 3))

@@ -55,8 +55,8 @@ def find(c, target, source, directory, *, mesh, donors=()):
           files.copy_tree(donor, beside)
     if finished.exists() and files.read_json(finished)['key'] != key:
       raise UserError(
-        f'{directory} holds a search of other images, weights or settings. '
-        'Choose another --workdir.'
+        f'{directory} holds a search of other images, weights or settings, '
+        'or of another build. Choose another --workdir.'
       )
     if not finished.exists():
       describe = _describer(c, meshes.own(mesh))

@@ -88,7 +88,10 @@ def building(directory, last: str):
 
 
 def _beside(path):
-  """One name for every process: what a killed one left is written over."""
+  """One name for every process: what a killed one left is written over.
+
+  (Of a shared file every process has its own, and what it left stays.)
+  """
   return path.with_name(f'.{path.name}.part')
 
 

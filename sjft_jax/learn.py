@@ -55,7 +55,13 @@ def check(c, mesh, workdir):
   # What is too small for the network, it says when it is traced.
   for side in sides:
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
-    shapes = jax.eval_shape(init, jax.random.key(0), image, image)
+    try:
+      shapes = jax.eval_shape(init, jax.random.key(0), image, image)
+    except (ArithmeticError, TypeError, ValueError) as error:
+      raise UserError(
+        f'{c.model.trunk} takes no images of {side} x {side} pixels; raise '
+        'train.crop, or train.resize and evaluate.scales of dense views.'
+      ) from error
   paths = traverse_util.flatten_dict(shapes['params'])
   for pattern in c.optim.frozen:
     if not any(optim.matches(pattern, path) for path in paths):
@@ -295,7 +301,7 @@ class Learner:
   def _frozen(self, distilled=False):
     """What stays as it is in the rounds."""
     # Decay alone would change a head that no image reaches.
-    without = distilled or not teaches(self._c)
+    without = distilled or self._c.selection == 'none'
     unreached = ('source_head',) if without else ()
     return (*self._c.optim.frozen, *unreached)
 

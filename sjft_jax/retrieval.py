@@ -106,6 +106,8 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
 def _claim(directory, key):
   """Makes sure that edges and shards that are there are of this search.
 
+  What lies there and says of no search that it is its own is removed.
+
   Raises:
     UserError: if they are of another one.
   """
@@ -113,13 +115,15 @@ def _claim(directory, key):
   finished = directory / certificate.NAME
   if finished.exists():
     same = files.read_json(finished)['key'] == key
+    begun.unlink(missing_ok=True)
   elif begun.exists():
     same = files.read_json(begun) == now
   else:
     # What a build without this file began.
     paths.remove_tree(directory)
-    files.write_json(begun, now)
-    same = True
+    same = not any((directory / n).exists() for n in ('edges.npz', 'shards'))
+    if same:
+      files.write_json(begun, now)
   if not same:
     raise UserError(
       f'{directory} holds a search of other images, edges or filter weights, '

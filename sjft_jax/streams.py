@@ -148,8 +148,8 @@ class Cached(Described):
       counts_nd[block.index_n - unit] = block.counts_nd
       self._counts[unit : self._end(unit)].write(counts_nd).result()
       bad = [(int(i), str(reason)) for i, reason in block.bad]
-      # Last: what is marked is whole. A file that could not be read may be
-      # readable later, unlike one that is no image.
+      # Last: what is marked is whole. What could not be read may be readable
+      # later, unlike what is no image or not there.
       if not any(reason.startswith(pipelines.UNREADABLE) for _, reason in bad):
         files.write_json(self._marker(unit), bad, shared=True)
       yield block

@@ -6,6 +6,7 @@ import pytest
 
 from sjft_jax import repeats
 from sjft_jax.data import datasets, packaged, preprocess
+from sjft_jax.errors import UserError
 
 
 def dataset(files, names, name='main'):
@@ -129,6 +130,27 @@ def test_the_blocks_of_the_screen_change_nothing(files, tmp_path, monkeypatch):
   for a, b in zip(whole, blocks, strict=True):
     assert (a.source, a.target, a.tests) == (b.source, b.target, b.tests)
     assert a.similarity == pytest.approx(b.similarity)
+
+
+def test_what_could_be_read_when_it_was_hashed_is_not_passed_over(
+  files, tmp_path
+):
+  source, target = (
+    dataset(files, range(60)),
+    dataset(files[:3], 'abc', 'target'),
+  )
+  find(source, target, tmp_path)
+  reads = []
+
+  def stale(i):
+    # Hashes are kept; those that are probed are read once.
+    reads.append(i)
+    if reads.count(i) > 1 or i == 1:
+      raise OSError(116, 'Stale file handle')
+    return files[i]
+
+  with pytest.raises(UserError, match='could be read before and cannot now'):
+    find(dataclasses.replace(source, read=stale), target, tmp_path)
 
 
 def test_unreadable_images_are_passed_over(files, tmp_path):

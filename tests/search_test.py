@@ -212,7 +212,7 @@ def test_the_bounds_hold(draw, operands, rank):
   reported = asked.rounding(*norms)
   outside = (asked._rests_q[0] * norms[1].max()).max()
   outside += (asked._rests_q[1] * norms[0].max()).max()
-  assert (upper - lower).max() <= 2.001 * (reported + 1.01 * outside)
+  assert (upper - lower).max() <= 2.01 * (reported + outside)
   if rank == 0 and draw is dense:
     # Bounds are of use only if they are close beside the distances.
     width = (upper - lower).max()

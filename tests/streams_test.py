@@ -105,7 +105,9 @@ def test_a_killed_cache_goes_on_after_the_last_whole_unit(tmp_path):
 
 def test_what_could_not_be_read_is_tried_again(tmp_path):
   numbers = Numbers(np.arange(2100))
-  describer = Describer(bad=(3,), reason='cannot be read: stale file handle')
+  describer = Describer(
+    bad=(3,), reason='cannot be read now: stale file handle'
+  )
   cache = streams.Cached(describer, numbers, tmp_path, 'key')
   assert len(joined(cache, 0, 2100)[0]) == 2099
   describer = Describer(bad=())

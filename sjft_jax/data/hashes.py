@@ -72,11 +72,10 @@ def table(
       last = min(first + PART, stop)
       path = directory / f'{first - start:09d}.npz'
       if not path.exists():
-        part = hash_range(dataset, first, last, threads, bar)
+        part, lost = hash_range(dataset, first, last, threads, bar)
         fields = vars(part) | {'owner': part.owner - first}
-        silent = ~part.sha256.any(axis=1) & (dataset.sizes[first:last] >= 0)
-        if silent.any():
-          # A file that is there, but could not be read, may be later.
+        if lost:
+          # They may be readable later.
           yield part
           continue
         with files.replacing(path, shared=True) as file:
@@ -85,14 +84,21 @@ def table(
       yield _read(path, first)
 
 
-def hash_range(dataset, start, stop, threads, bar) -> Part:
-  """The hashes of the images start..stop; moves the bar on."""
+def hash_range(dataset, start, stop, threads, bar) -> tuple[Part, list[int]]:
+  """The hashes of the images start..stop; moves the bar on.
+
+  Returns:
+    The hashes, and the positions of what could not be read this time.
+  """
+  lost = []
   sha256, prints, owner, region = [], [], [], []
 
   def one(i: int):
     try:
       data = dataset.read(i)
-    except OSError:
+    except OSError as error:
+      if pipelines.is_passing(error):
+        lost.append(i)
       return _UNREADABLE, []
     digest = hashlib.sha256(data).digest()
     try:
@@ -108,13 +114,14 @@ def hash_range(dataset, start, stop, threads, bar) -> Part:
     owner += [i] * len(found)
     region += range(len(found))
     bar.update()
-  return Part(
+  part = Part(
     start=start,
     sha256=np.frombuffer(b''.join(sha256), np.uint8).reshape(-1, 32),
     fingerprint=np.reshape(prints, (-1, fingerprints.SIZE)).astype(np.int8),
     owner=np.array(owner, np.int64),
     region=np.array(region, np.int8),
   )
+  return part, lost
 
 
 def sha256_of(dataset: datasets.Dataset, i: int) -> bytes:

@@ -6,6 +6,7 @@ every 256 kB (32 kB of memory each). In a store a zip is the better choice: it
 has a list at its end, a tar is read through to be listed.
 """
 
+import bz2
 import dataclasses
 import errno
 import io
@@ -26,8 +27,6 @@ _STEP = 4096  # bytes, the least that zipfile reads at a time
 # fields.
 _LOCAL = 30
 _LOCAL_MOST = _LOCAL + 2 * (2**16 - 1)
-# Of these zipfile unpacks all that it reads, whatever was asked for.
-_AT_ONCE = zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA
 _DAMAGE = (
   zipfile.BadZipFile,
   tarfile.TarError,
@@ -37,6 +36,10 @@ _DAMAGE = (
   NotImplementedError,
   UnicodeError,
 )
+
+
+class DamagedError(OSError):
+  """A file that no second attempt would read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,13 +103,13 @@ def load(path, setting: str) -> Pack:
   def checked(i: int) -> bytes:
     _, size, where = members[i]
     if size > MAX_BYTES:
-      raise OSError(errno.EFBIG, f'larger than {MAX_BYTES} bytes')
+      raise DamagedError(errno.EFBIG, f'larger than {MAX_BYTES} bytes')
     try:
       data = read(where, size)
     except _DAMAGE as e:
-      raise OSError(errno.EIO, f'damaged in the archive: {e}') from e
+      raise DamagedError(errno.EIO, f'damaged in the archive: {e}') from e
     if len(data) != size:
-      raise OSError(errno.EIO, 'incomplete in the archive')
+      raise DamagedError(errno.EIO, 'incomplete in the archive')
     return data
 
   return Pack(names=names, sizes=[m[1] for m in members], read=checked)
@@ -139,16 +142,32 @@ def _zip(path, setting):
     # Before the data stand a name and what else the packer wrote.
     file.seek(_LOCAL + sum(struct.unpack('<2H', data[_LOCAL - 4 : _LOCAL])))
     # One byte more: a header may understate the size.
+    if info.compress_type == zipfile.ZIP_BZIP2:
+      return _bzip2(file, info, size + 1)
     file = zipfile.ZipExtFile(file, 'r', info)
-    if info.compress_type in _AT_ONCE:
+    if info.compress_type == zipfile.ZIP_LZMA:
       return _in_steps(file, size + 1)
     return file.read(size + 1)
 
   return members, read
 
 
-def _in_steps(file, most):
+# Of these two zipfile unpacks all that it reads, whatever was asked for.
+
+
+def _bzip2(file, info, most):
   """At most so many bytes of a member of a zip."""
+  try:
+    data = bz2.BZ2Decompressor().decompress(file.read(info.compress_size), most)
+  except OSError as e:
+    raise zipfile.BadZipFile(str(e)) from e
+  if len(data) == info.file_size and zlib.crc32(data) != info.CRC:
+    raise zipfile.BadZipFile('wrong checksum')
+  return data
+
+
+def _in_steps(file, most):
+  """At most so many bytes of a member; 4 kB of LZMA are 28 MB at most."""
   pieces = []
   while most > 0 and (piece := file.read(min(most, _STEP))):
     pieces.append(piece)

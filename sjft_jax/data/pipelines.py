@@ -15,14 +15,14 @@ from typing import Any
 import grain
 import numpy as np
 
-from sjft_jax.data import datasets, preprocess
+from sjft_jax.data import datasets, packs, preprocess
 
 # Images a thread takes at a time in a sweep: handing over single small images
 # costs more than decoding them.
 _CHUNK = 32
 _REDRAWS = 100
-# What a reason begins with that is the disk's, not the image's.
-UNREADABLE = 'cannot be read'
+# What a reason begins with that another attempt may not find.
+UNREADABLE = 'cannot be read now'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -183,13 +183,19 @@ def _stream(items: grain.MapDataset, threads: int, ahead: int) -> Iterator:
     yield from items
 
 
+def is_passing(error: OSError) -> bool:
+  """Whether another attempt to read an image may succeed."""
+  return not isinstance(error, (FileNotFoundError, packs.DamagedError))
+
+
 def _decode(
   dataset: datasets.Dataset, i: int, least: int | None = None
 ) -> np.ndarray:
   try:
     return preprocess.decode(dataset.read(i), least=least)
   except OSError as e:
-    raise preprocess.BadImage(f'{UNREADABLE}: {e.strerror or e}') from e
+    what = UNREADABLE if is_passing(e) else 'cannot be read'
+    raise preprocess.BadImage(f'{what}: {e.strerror or e}') from e
 
 
 def _image(

@@ -1,6 +1,7 @@
 import io
 import os
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -498,6 +499,41 @@ def test_tfds_is_read_without_tensorflow(prepared):
     assert train.sizes[i] == len(_picture(number))
   assert '1.2.0' in train.version
   assert 'tensorflow' not in sys.modules
+
+
+def test_images_without_labels_are_refused(monkeypatch):
+  info = types.SimpleNamespace(
+    splits={'test': 2},
+    features={
+      'image': None,
+      'label': types.SimpleNamespace(names=['cat', 'dog']),
+    },
+    version='1',
+  )
+  records = [{'image': b'x', 'label': label} for label in (0, -1)]
+  builder = types.SimpleNamespace(
+    info=info, as_data_source=lambda *args, **kwargs: records
+  )
+  monkeypatch.setattr(tfds, 'builder', lambda *args, **kwargs: builder)
+  spec = {'kind': 'tfds', 'name': 'any', 'dir': '', 'split': 'test'}
+  with pytest.raises(errors.UserError, match='needs images with labels'):
+    datasets.open_pool({'main': spec})
+
+
+def test_a_folder_that_cannot_be_opened_stops_the_run(tmp_path, monkeypatch):
+  (tmp_path / 'cat' / 'deep').mkdir(parents=True)
+  (tmp_path / 'cat' / '1.png').write_bytes(b'1')
+  (tmp_path / 'cat' / 'deep' / '2.png').write_bytes(b'2')
+  scan = os.scandir
+
+  def closed(path):
+    if str(path).endswith('deep'):
+      raise PermissionError(13, 'Permission denied', str(path))
+    return scan(path)
+
+  monkeypatch.setattr(os, 'scandir', closed)
+  with pytest.raises(errors.UserError, match='deep cannot be opened'):
+    datasets.open_pool({'main': {'dir': str(tmp_path)}})
 
 
 def test_tfds_without_file_names_counts(prepared):

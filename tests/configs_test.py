@@ -130,10 +130,8 @@ def test_an_unknown_row_is_refused():
     flowers.get_config('best')
 
 
-DOCUMENTS = [
-  'README.md',
-  *(f'docs/{n}.md' for n in ('index', 'guide', 'paper', 'scale')),
-]
+PAGES = 'index', 'guide', 'paper', 'photographs', 'scale'
+DOCUMENTS = ['README.md', *(f'docs/{name}.md' for name in PAGES)]
 
 
 @pytest.mark.parametrize('name', DOCUMENTS)

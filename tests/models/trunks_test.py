@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,9 +41,8 @@ def test_a_plain_trunk_is_the_scaled_mean_of_the_last_responses(name):
   network = conv_bank.NETWORKS[name]
   trunk = trunks.Plain(network)
   image = jax.random.normal(jax.random.key(1), (2, 67, 67, 3))
-  feature, variables = trunk.init_with_output(
-    jax.random.key(0), image, train=False
-  )
+  made = jax.jit(functools.partial(trunk.init_with_output, train=False))
+  feature, variables = made(jax.random.key(0), image)
   flat = traverse_util.flatten_dict({'params': {'trunk': variables['params']}})
   # As a weight file has them.
   assert {'/'.join(k): v.shape for k, v in flat.items()} == (
@@ -51,7 +52,13 @@ def test_a_plain_trunk_is_the_scaled_mean_of_the_last_responses(name):
     layer: (parts['kernel'], parts['bias'])
     for layer, parts in variables['params'].items()
   }
-  *_, (_, _, last) = network.responses(image, arrays)
+
+  @jax.jit
+  def last_of(image, arrays):
+    *_, (_, _, last) = network.responses(image, arrays)
+    return last
+
+  last = last_of(image, arrays)
   mean = np.asarray(last.mean((1, 2)))
   scale = np.sqrt((mean**2).mean(axis=1, keepdims=True))
   np.testing.assert_allclose(feature, mean / scale, rtol=1e-4)
@@ -61,9 +68,9 @@ def test_a_plain_trunk_is_the_scaled_mean_of_the_last_responses(name):
 def test_a_plain_trunk_does_not_fail_where_nothing_responds():
   trunk = trunks.Plain(conv_bank.NETWORKS['squeezenet_v1_0'])
   image = jnp.zeros((1, 67, 67, 3))
-  variables = trunk.init(jax.random.key(0), image, train=False)
-  feature, gradient = jax.value_and_grad(
-    lambda v: trunk.apply(v, image, train=True).sum()
-  )(variables)
+  init = jax.jit(functools.partial(trunk.init, train=False))
+  variables = init(jax.random.key(0), image)
+  answer = jax.value_and_grad(lambda v: trunk.apply(v, image, train=True).sum())
+  feature, gradient = jax.jit(answer)(variables)
   assert feature == 0
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))

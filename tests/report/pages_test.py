@@ -627,7 +627,7 @@ def test_frequent_mistakes_are_named_as_text(tmp_path, target, pool):
   alt = next(
     a['aria-label'] for a in page.all('svg') if 'diagonal' in a['aria-label']
   )
-  assert '50.0 %' in alt
+  assert '75.0 %' in alt
 
 
 def test_doubt_is_drawn_by_round(run_page):

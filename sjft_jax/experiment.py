@@ -61,6 +61,9 @@ def seen(c, directory):
   Args:
     c: its settings.
     directory: of the run, which lists what it could not read and withheld.
+
+  Raises:
+    UserError: if a set cannot be opened.
   """
   train, _ = datasets.open_target(c.target, c.seed)
   bad = [row['id'] for row in record.csv_rows(directory / 'bad_images.csv')]

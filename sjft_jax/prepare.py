@@ -71,9 +71,9 @@ def prepare(
   if not builder.is_prepared():
     need = ' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
     if manual_dir is None or not any(manual_dir.glob('*')):
-      came = f'{manual_dir} is empty or does not exist'
-      if manual_dir is None:
-        came = 'none was given'
+      came = 'none was given'
+      if manual_dir is not None:
+        came = f'{manual_dir} is empty or does not exist'
       raise UserError(
         f'--manual_dir needs a directory with the archives; {came}. {need}'
       )

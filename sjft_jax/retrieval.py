@@ -65,7 +65,8 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
     The neighbours of every target image, nearest first.
 
   Raises:
-    UserError: if the source is smaller than the depth of the search.
+    UserError: if the source is smaller than the depth of the search, or the
+      directory holds another search.
   """
   directory = paths.path(directory)
   depth = c.budget.depth or c.budget.maximum

@@ -97,7 +97,7 @@ def hash_range(dataset, start, stop, threads, bar) -> tuple[Part, list[int]]:
     try:
       data = dataset.read(i)
     except OSError as error:
-      if pipelines.is_passing(error):
+      if pipelines.is_transient(error):
         lost.append(i)
       return _UNREADABLE, []
     digest = hashlib.sha256(data).digest()

@@ -183,7 +183,7 @@ def _stream(items: grain.MapDataset, threads: int, ahead: int) -> Iterator:
     yield from items
 
 
-def is_passing(error: OSError) -> bool:
+def is_transient(error: OSError) -> bool:
   """Whether another attempt to read an image may succeed."""
   return not isinstance(error, (FileNotFoundError, packs.DamagedError))
 
@@ -194,7 +194,7 @@ def _decode(
   try:
     return preprocess.decode(dataset.read(i), least=least)
   except OSError as e:
-    what = UNREADABLE if is_passing(e) else 'cannot be read'
+    what = UNREADABLE if is_transient(e) else 'cannot be read'
     raise preprocess.BadImage(f'{what}: {e.strerror or e}') from e
 
 

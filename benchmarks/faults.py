@@ -1,7 +1,7 @@
 """Whether a run of several processes survives what happens to processes.
 
   python -m benchmarks.faults --directory=DIR [--kills=20] [--processes=2] \
-      [--size=demo] [--seed=0]
+      [--size=demo] [--latest=0.6] [--seed=0]
 
 Starts a run of the demo's size (configs/demo.py:selective), or a small one of
 the same data (--size=small), and at a random moment kills a random process
@@ -15,8 +15,8 @@ run are, bit for bit, those of a run that nothing happened to. The same command
 again goes on after the kills that DIR/log.jsonl holds. The logs of all
 processes stay in DIR.
 
-A kill takes the time to get there, at most 0.6 of the fastest whole run, and
-the time to end: SIGSTOP the heartbeat, 30 s, SIGKILL at most as long, or
+A kill takes the time to get there, at most --latest of the fastest whole run,
+and the time to end: SIGSTOP the heartbeat, 30 s, SIGKILL at most as long, or
 CONNECT where not all had joined, SIGTERM seconds, or at most 7/8 of SHUTDOWN.
 """
 
@@ -386,6 +386,7 @@ def main():
   parser.add_argument('--kills', type=int, default=20)
   parser.add_argument('--processes', type=int, default=2)
   parser.add_argument('--size', choices=SIZES, default='demo')
+  parser.add_argument('--latest', type=float, default=0.6)
   parser.add_argument('--seed', type=int, default=0)
   args = parser.parse_args()
   series = Series(args.directory, args.processes, args.size, args.seed)
@@ -398,7 +399,8 @@ def main():
     while not series.is_done(args.kills):
       # Late enough to come forward, early enough to spend the kills.
       spent, whole = len(series.events('kill')) >= args.kills, series.whole()
-      series.disturb(0 if spent else 0.6 * whole, patience=600 + 5 * whole)
+      latest = 0 if spent else max(4, args.latest * whole)
+      series.disturb(latest, patience=600 + 5 * whole)
   report(series)
   (args.directory / 'table.md').write_text(f'{table(series)}\n')
 

@@ -130,6 +130,7 @@ def get_config():
   c.pretrain.batch = 64  # source images per update
   c.pretrain.learning_rate = 0.05
   c.pretrain.warmup = 20  # updates; then a cosine to zero
+  c.pretrain.weight_decay = 1e-4
 
   # Training of one round.
   c.rounds = 5  # 0 = selection alone

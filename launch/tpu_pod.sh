@@ -35,7 +35,8 @@ gcloud compute tpus tpu-vm scp "$archive" "$name:sjft.tar.gz" \
   --zone="$zone" --worker=all
 on_all 'set -e
   mkdir -p sjft && tar -xzf sjft.tar.gz -C sjft && cd sjft
-  test -x .venv/bin/python || python3 -m venv .venv
+  python=$(command -v python3.11 || command -v python3)
+  test -x .venv/bin/pip || "$python" -m venv --clear .venv
   .venv/bin/python -m pip install --quiet --editable ".[cloud,tpu]" \
     --find-links=https://storage.googleapis.com/jax-releases/libtpu_releases.html'
 

@@ -94,6 +94,9 @@ def compare(c, workdir, mesh) -> dict:
   """
   found, seconds = {arm: [] for arm in names(c)}, {}
   tuned, done = {}, []
+  # All of them first: the last arm may begin days after the first.
+  for arm in _trained(c):
+    rounds.check_files(settings_of(c, arm, 0))
   for seed in range(c.seeds):
     for arm in _trained(c):
       if not seed and tuning.room(c, arm).folds:

@@ -85,8 +85,9 @@ def read(directory):
   for name in (NAME, *FILES):
     if not (directory / name).exists():
       raise UserError(
-        f'Needed a finished search; {directory} has no {name}. Let the run '
-        'go on to the end of its search.'
+        f'Needed a finished search by descriptors; {directory} has no {name}. '
+        'Let the run go on to the end of its search; of a comparison, give one '
+        'of its runs/<arm>-<seed>.'
       )
   try:
     value = files.read_json(path)
@@ -104,8 +105,8 @@ def read(directory):
 
 def _changed(path):
   return (
-    f'{path} is not as the search wrote it. Restore it, or remove its '
-    'directory and give the command of the run again.'
+    f'{path} is not as the search wrote it. Restore it, or search again in '
+    'another --workdir.'
   )
 
 

@@ -329,8 +329,9 @@ def fit(
     statistics or cells found by counting, not a sketch.
 
   Raises:
-    UserError: if responses are not numbers, bins < 2, or there is no such
-      binning.
+    UserError: if responses are not numbers, bins < 2, there is no such binning,
+      or an image cannot be read for now: the set is read several times, and has
+      to be the same set.
   """
   if binning not in BINNINGS:
     raise UserError(
@@ -364,6 +365,13 @@ def fit(
 
   def blocks():
     for part in _sweep(mine, describer):
+      for i, reason in part.bad:
+        if reason.startswith(pipelines.UNREADABLE):
+          raise UserError(
+            f'{mine.ids[i]}: {reason}. The edges of the bins need every image '
+            'that is there. Look after its disk, then give the same command '
+            'again.'
+          )
       yield responses(meshes.shard(part.image, mesh)), part.valid
       bar.update(int((part.index >= 0).sum()))
 

@@ -8,11 +8,11 @@ all pairs of a search.
 """
 
 import concurrent.futures
-import os
 
 import jax
 import numpy as np
 
+from sjft_jax import processes
 from sjft_jax.errors import UserError
 from sjft_jax.ops import divergence
 
@@ -83,7 +83,7 @@ class Exact:
         counts_sd, used_s[first : first + _ROWS], row[order], column[order]
       )
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(processes.cores()) as pool:
       list(pool.map(tile, self._tiles(column_n)))
     return distance_n
 

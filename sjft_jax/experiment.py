@@ -13,6 +13,7 @@ from sjft_jax import (
   workdirs,
 )
 from sjft_jax.data import datasets
+from sjft_jax.errors import UserError
 from sjft_jax.report import pages, record, summary
 
 
@@ -31,6 +32,16 @@ def run(c, workdir, mesh):
   settings.check(c)
   if c.arms:
     arms.check(c)
+  elif c.seeds or c.order or c.tune.folds:
+    raise UserError(
+      'seeds, order and tune are of a comparison, and this config has no arms. '
+      'Leave them out, or take a config with arms; a single run has '
+      '--config.seed.'
+    )
+  if c.arms and c.seed:
+    raise UserError(
+      f'A comparison has the seeds 0..seeds-1; leave seed={c.seed} out.'
+    )
   processes.agree(c.to_dict(), 'settings')
   page = workdir / 'report' / 'index.html'
 

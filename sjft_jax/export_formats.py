@@ -163,7 +163,9 @@ FORMATS: dict[str, Callable[[Selection, pathlib.PurePath], None]] = {
 
 def _safe(name) -> str:
   """A name that is one part of a path, on any system."""
-  return re.sub(r'[^\w.+ -]', '_', str(name)).strip('. ') or '_'
+  text = re.sub(r'[^\w.+ -]', '_', str(name)).strip('. ')
+  # A name has 255 bytes at most, and may be given a number.
+  return text.encode()[:200].decode(errors='ignore').strip('. ') or '_'
 
 
 def _distinct(names) -> list[str]:

@@ -1,8 +1,8 @@
 """Nearest neighbours by the trunk's pooled feature, a baseline of the search.
 
 The same trunk that is fine-tuned describes both sets; what it was pretrained on
-decides what is alike. Exact: features are rounded to whole numbers, so that
-distances are sums of whole numbers, whatever the blocks and the devices.
+decides what is alike. Exact, given the features: they are rounded to whole
+numbers, so that distances are sums of whole numbers, whatever the blocks.
 """
 
 import jax
@@ -87,6 +87,11 @@ def nearest(describe, target, source, k):
   blocks = [(index, whole(x)) for index, x, _ in describe(target)]
   target_qd = np.concatenate([x for _, x in blocks])
   order = np.argsort(np.concatenate([index for index, _ in blocks]))
+  if len(target_qd) != len(target):
+    raise UserError(
+      'A target image cannot be read any more. Look after its disk, then give '
+      'the same command again.'
+    )
   target_qd = target_qd[order]
   table, bad = tables.Table.empty(len(target_qd), k), {}
   held = []

@@ -152,7 +152,11 @@ def exposure(c, workdir, test, posteriors) -> dict:
     return evaluate.mean_class_accuracy(posterior_nc[index], test.labels[index])
 
   everything = np.arange(len(test))
+  looked = record.get('quarantine', {})
   found = {k: record[k] for k in _COUNTS} | {
+    'test_images_without_look': looked.get(
+      'target_images_without_fingerprint', 0
+    ),
     # What they were trained on is not known here.
     'weights_not_checked': [
       path for path in (c.model.weights, c.describe.weights) if path
@@ -203,7 +207,13 @@ def _check(c, train, test, pool, directory, key):
   leaks = by_part['quarantine']
   _draw_pairs(directory / 'pairs', leaks, test, pool)
   hits = leaks + by_part['repeats'] * c.guard.withhold_train
-  withheld = sorted({str(pool.ids[hit.source]) for hit in hits})
+  # What nobody could look at is not learnt from.
+  unread = {
+    i
+    for name in pool.sources
+    for i in counts.get('quarantine', {}).get(name, {}).get('unread', ())
+  }
+  withheld = sorted({str(pool.ids[hit.source]) for hit in hits} | unread)
   exposed = sorted({str(test.ids[leak.target]) for leak in leaks})
   files.write_json(
     directory / 'record.json',

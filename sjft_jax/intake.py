@@ -34,12 +34,32 @@ def load(c, workdir):
   digests = [d.digest for d in (train, test, pool) if d is not None]
   processes.agree(digests, 'images')
   processes.told(lambda: _remember(workdir, train, test, pool))
+  # What an earlier start could not read may have been mended.
+  listed = paths.path(workdir) / 'bad_images.csv'
+  processes.told(lambda: listed.unlink(missing_ok=True))
   bad = {}
   with progress.bar(len(train) + len(test), 'check target') as bar:
     for dataset in (train, test):
       bad |= find_bad(dataset, c.threads, bar)
   report_bad(c, workdir, bad, len(train) + len(test))
-  return _without(train, bad), _without(test, bad), pool
+  for name, reason in bad.items():
+    # A later start might read it, and then be one with other images.
+    if reason.startswith(pipelines.UNREADABLE):
+      raise UserError(
+        f'{name}: {reason}. Give yourself the right to read it, or look after '
+        'its disk, then give the same command again.'
+      )
+  train, test = _without(train, bad), _without(test, bad)
+  lost = np.setdiff1d(np.arange(len(train.classes)), train.labels)
+  if len(lost) or (c.rounds and not len(test)):
+    what = 'test image'
+    if len(lost):
+      what = f'training image of {train.classes[lost[0]]}'
+    raise UserError(
+      f'The target needs a readable {what}: see {listed}. Add one, and choose '
+      'another --workdir.'
+    )
+  return train, test, pool
 
 
 def find_bad(dataset, threads, bar):

@@ -437,7 +437,7 @@ def _pretraining_key(c, pool):
     'model': {k: v for k, v in c.model.items() if k not in without},
     'weights': files.digest(c.model.weights) if c.model.weights else '',
     'train': {k: c.train[k] for k in ('resize', 'crop', 'mirror')},
-    'optim': {k: c.optim[k] for k in ('momentum', 'weight_decay')},
+    'optim': {'momentum': c.optim.momentum},
     'label_smoothing': c.train.label_smoothing,
     'data': pool.digest,
   }

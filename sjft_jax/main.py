@@ -113,6 +113,14 @@ def parse(argv):
   """
   listed = 'Settings and their types are listed in configs/default.py.'
   try:
+    ' '.join(argv).encode()
+  except UnicodeEncodeError as error:
+    what = error.object[max(0, error.start - 20) : error.end]
+    raise UserError(
+      'The names of files and folders on the command line must be UTF-8; '
+      f'{what!r} is not. Rename it, or make a link to it.'
+    ) from error
+  try:
     rest = flags.FLAGS(argv)[1:]
     if rest:
       raise UserError(f'Only flags are understood, not {" ".join(rest)!r}.')

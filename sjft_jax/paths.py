@@ -50,7 +50,8 @@ def path(text) -> pathlib.PurePath:
   found = re.match(r'([A-Za-z][A-Za-z0-9+.-]+):(/*)', str(text))
   scheme, slashes = found.groups() if found else ('', '')
   if scheme not in SCHEMES and slashes != '//':
-    return pathlib.Path(text)
+    # A shell leaves the ~ of --workdir=~/runs as it is.
+    return pathlib.Path(os.path.expanduser(text))
   if scheme not in SCHEMES or slashes != '//':
     raise UserError(f'Needed {_KNOWN}; {str(text)!r} came: correct it.')
   bucket, *rest = str(text).removeprefix(f'{scheme}://').split('/')

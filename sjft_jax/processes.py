@@ -57,6 +57,13 @@ _joined = False
 _leaving = None
 
 
+def cores() -> int:
+  """Processors that this process may use, as of a job that has a part."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def start(
   address: str | None = None,
   count: int | None = None,

@@ -8,6 +8,7 @@ for the page to show.
 import numpy as np
 
 from sjft_jax import describe, files, paths, streams, tables
+from sjft_jax.errors import UserError
 
 NAME = 'reasons.json'
 TARGETS = 3
@@ -103,7 +104,13 @@ def explained(found, target, source, describer) -> dict:
   usual = np.unique(evenly.astype(int)).tolist()
   target_of = _counts(describer, target, ranks)
   source_of = _counts(describer, source, [*wanted, *usual])
-
+  lost = [target.ids[q] for q in ranks if q not in target_of]
+  lost += [source.ids[s] for s in wanted if s not in source_of]
+  if lost:
+    raise UserError(
+      f'{lost[0]} was searched and cannot be read any more. Look after its '
+      'disk, then give the same command again.'
+    )
   # An image that cannot be read has no counts.
   among = [s for s in usual if s in source_of] or list(source_of)
 

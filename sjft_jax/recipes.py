@@ -70,15 +70,14 @@ def _compiled(
   mesh,
 ):
   """(optimiser, step) of these settings, made once per process."""
-  settings = dict(
-    momentum=c.momentum, weight_decay=c.weight_decay, frozen=frozen
-  )
+  settings = dict(momentum=c.momentum, frozen=frozen)
   if pretrain is None:
+    settings['weight_decay'] = c.weight_decay
     rate = c.learning_rate * round_factor
     schedule = SCHEDULES[c.schedule](c, rate, steps)
     rule, settings['to_start'] = optim.RULES[c.rule], c.to_start
   else:
-    rule = optim.sgd
+    rule, settings['weight_decay'] = optim.sgd, pretrain.weight_decay
     schedule = optim.cosine_schedule(
       pretrain.learning_rate, pretrain.steps, pretrain.warmup
     )

@@ -13,15 +13,15 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
-import os
 import pathlib
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from sjft_jax import progress
+from sjft_jax import processes, progress
 from sjft_jax.data import datasets, fingerprints, hashes, pipelines, preprocess
 from sjft_jax.errors import UserError
 from sjft_jax.ops import likeness
@@ -58,6 +58,9 @@ class Target:
     dataset: the images.
     threads: that decode; 0 = one per CPU.
     label: what the progress bar says.
+
+  Raises:
+    UserError: if one is there and cannot be read.
   """
 
   def __init__(self, dataset: datasets.Dataset, threads: int, label: str):
@@ -85,10 +88,18 @@ class Target:
 
   def _describe(self, i):
     try:
-      digest = hashes.sha256_of(self.dataset, i)
-      found = _regions(self.dataset, i)
-    except (OSError, preprocess.BadImage):
+      data = self.dataset.read(i)
+      found = fingerprints.regions(fingerprints.decode(data))
+    except preprocess.BadImage:
       return None, []
+    except OSError as error:
+      if pipelines.is_transient(error):
+        raise UserError(
+          f'{self.dataset.ids[i]} cannot be read now ({error}): unchecked, it '
+          'might leak. Look after its disk, then give the same command again.'
+        ) from error
+      return None, []
+    digest = hashlib.sha256(data).digest()
     return digest, [fingerprints.view_fingerprints(r) for r in found]
 
   @property
@@ -107,7 +118,7 @@ def find(
   confirm: float,
   cache: pathlib.Path,
   threads: int,
-) -> tuple[list[Repeat], dict[str, int]]:
+) -> tuple[list[Repeat], dict]:
   """Holds a range of the source against every target image.
 
   Args:
@@ -125,14 +136,15 @@ def find(
   Returns:
     The repeats by source and target position, and what was counted:
     without_fingerprint (source images), pairs_compared, equal_names,
-    equal_names_compared, equal_names_alike.
+    equal_names_compared, equal_names_alike; unread, the ids of images that
+    could not be read this time, if there are any.
   """
   if start == stop:
     return [], {}
-  tests, similarity = collections.defaultdict(list), {}
+  tests, similarity, unread = collections.defaultdict(list), {}, []
   counts = collections.Counter()
   with concurrent.futures.ThreadPoolExecutor(
-    threads or os.cpu_count()
+    threads or processes.cores()
   ) as executor:
     pairs = _equal_names(source, start, stop, target)
     sample = pairs[:: max(1, -(-len(pairs) // _NAMES_COMPARED))]
@@ -148,6 +160,7 @@ def find(
     table = hashes.table(source, start, stop, cache, threads)
     with contextlib.closing(table):
       for part in table:
+        unread += [str(source.ids[i]) for i in part.lost]
         for i, digest in enumerate(part.sha256, part.start):
           for t in target.of_bytes.get(digest.tobytes(), ()):
             tests[i, t].append('bytes')
@@ -171,7 +184,7 @@ def find(
     )
     for i, t in sorted(tests)
   ]
-  return repeats, dict(counts)
+  return repeats, dict(counts) | ({'unread': unread} if unread else {})
 
 
 def stem(name: str) -> str:

@@ -7,6 +7,7 @@ import pathlib
 import zipfile
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
@@ -237,7 +238,7 @@ def reopen(workdir, mesh) -> Search:
   source = guard.remaining(datasets.open_pool(c.source), workdir)
   with files.opened(directory / 'neighbours.parquet') as file:
     rows = pq.read_table(file, columns=['target_id'])
-  searched = set(rows['target_id'].to_pylist())
+  searched = set(pc.unique(rows['target_id']).to_pylist())
   target = target.subset(
     [i for i, name in enumerate(target.ids.tolist()) if name in searched]
   )

@@ -13,6 +13,7 @@ import dataclasses
 import numpy as np
 
 from sjft_jax import describe, streams
+from sjft_jax.errors import UserError
 
 # Images whose pixels give the fine bins, spread evenly over the source.
 SAMPLE = 2000
@@ -63,10 +64,21 @@ class Merged(streams.Described):
   Args:
     fine: stream of the source by a `fit_fine` describer, most likely cached.
     describer: from `snap`.
+
+  Raises:
+    UserError: if an edge of the describer is none of the fine ones.
   """
 
   def __init__(self, fine, describer):
     super().__init__(describer, fine.dataset)
+    for near, edges in zip(
+      fine.describer.edges_cb, describer.edges_cb, strict=True
+    ):
+      if not np.isin(edges, near).all():
+        raise UserError(
+          'The fine bins of search.cache are not those that this search began '
+          'with. Restore that cache, or choose another --workdir.'
+        )
     self._fine = fine
     self._place_cb = np.stack(
       [

@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sjft_jax import (
+  describe,
   evaluate,
   exact,
   files,
@@ -89,10 +90,12 @@ def run(c, workdir, mesh, donors=()):
         weights, target, drawable, drawn, level_q, m, directory
       )
     with clock('evaluate'):
-      posterior_qc = learner.posteriors(
-        weights, target, c.hardness.views, 'posteriors'
+      kept = _answers(directory)
+      posterior_qc, test_nc = kept or (
+        learner.posteriors(weights, target, c.hardness.views, 'posteriors'),
+        learner.posteriors(weights, test, c.evaluate.views, 'test'),
       )
-      tests.append(learner.posteriors(weights, test, c.evaluate.views, 'test'))
+      tests.append(test_nc)
     next_q = _end_round(
       c, directory, budget_q, posterior_qc, tests[-1], target, test
     )
@@ -133,6 +136,7 @@ def _check(c, target, test, mesh, workdir):
   """Refuses what the target, the devices or the network cannot do."""
   exact.cpu()
   screen.grid(meshes.own(mesh), c.search.target_parts)
+  check_files(c)
   if c.rounds:
     learn.check(c, mesh, workdir)
   if c.rounds and len(target) < c.train.target_batch:
@@ -141,8 +145,13 @@ def _check(c, target, test, mesh, workdir):
       f'target images; there are {len(target)}. Lower it and '
       'train.source_batch to the same number, or add images.'
     )
+  if c.rounds and len(target.classes) < 2:
+    raise UserError(
+      f'The target needs two classes or more; there is {target.classes[0]} '
+      'alone. target.train is the folder that holds the class folders.'
+    )
   classes, most = len(np.unique(target.labels)), c.train.most_per_label
-  if 0 < most * classes < c.train.target_batch:
+  if c.rounds and 0 < most * classes < c.train.target_batch:
     raise UserError(
       f'train.most_per_label={most} images of each of {classes} classes do not '
       f'fill train.target_batch={c.train.target_batch}. Lower that, or raise '
@@ -154,17 +163,29 @@ def _check(c, target, test, mesh, workdir):
       f'Every process reads a share of the target images; {fewest} are too few '
       f'for {processes.count()} processes. Start fewer.'
     )
-  batches = {'train.target_batch': c.train.target_batch}
-  if c.selection != 'none':
-    batches['train.source_batch'] = c.train.source_batch
-  if c.rounds and c.pretrain.steps:
-    batches['pretrain.batch'] = c.pretrain.batch
+  batches = {}
+  if c.rounds:
+    batches['train.target_batch'] = c.train.target_batch
+    if c.selection != 'none':
+      batches['train.source_batch'] = c.train.source_batch
+    if c.pretrain.steps:
+      batches['pretrain.batch'] = c.pretrain.batch
   for name, images in batches.items():
     if images % mesh.size:
       raise UserError(
         f'{name} must be a multiple of the number of devices, {mesh.size}; '
         f'came {images}.'
       )
+
+
+def check_files(c):
+  """Refuses descriptors and weights that cannot be read."""
+  if c.selection in selection.SEARCHED:
+    describe.load_bank(c.describe)
+    if c.describe.edges:
+      files.digest(c.describe.edges)
+  if c.model.weights:
+    files.digest(c.model.weights)
 
 
 def _end_round(c, directory, budget_q, posterior_qc, test_nc, target, test):
@@ -185,6 +206,18 @@ def _end_round(c, directory, budget_q, posterior_qc, test_nc, target, test):
       directory, budget_q, next_q, posterior_qc, test_nc, target, test
     )
   return next_q
+
+
+def _answers(directory):
+  """(training, test) probabilities that a finished round left, or None."""
+  # The file that is written last.
+  if not processes.told((directory / 'budget.csv').exists):
+    return None
+  with (
+    files.opened(directory / 'posteriors.npz') as file,
+    np.load(file, allow_pickle=False) as kept,
+  ):
+    return kept['train_probability'], kept['test_probability']
 
 
 def _write_round(

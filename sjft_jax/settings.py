@@ -44,6 +44,7 @@ AT_LEAST = {
     'describe.fine_bins',
     'hardness.add_wrong', 'hardness.add_unsure', 'hardness.min_entropy',
     'pretrain.seed', 'pretrain.steps', 'pretrain.warmup',
+    'pretrain.weight_decay',
     'budget.images', 'budget.depth', 'distill.steps',
     'train.source_batch', 'train.target_weight', 'train.source_weight',
     'train.checkpoint_every', 'optim.momentum', 'optim.weight_decay',
@@ -136,6 +137,12 @@ def check(c):
       'budget.depth',
       f'0 or at least {c.budget.maximum} (budget.maximum)',
     )
+  chosen = 'neighbours', 'features', 'random', 'none'
+  need(
+    not c.budget.images or c.selection in chosen,
+    'budget.images',
+    f'0 for selection={c.selection}, which does not choose image by image',
+  )
   if c.describe.bank == 'conv':
     need(
       c.describe.weights,

@@ -91,9 +91,11 @@ class Cached(Described):
         open=True,
       ).result()
     except ValueError as error:
+      if 'No space left on device' in str(error):
+        raise
       raise UserError(
-        f'search.cache: {self._path} is no cache of this search. Remove it, '
-        'or choose another directory.'
+        f'search.cache: {self._path} cannot be opened as a cache of this '
+        f'search ({str(error).splitlines()[0]}). Choose another directory.'
       ) from error
 
   def blocks(self, start, stop, rows):
@@ -146,11 +148,12 @@ class Cached(Described):
         self._counts.dtype.numpy_dtype,
       )
       counts_nd[block.index_n - unit] = block.counts_nd
-      self._counts[unit : self._end(unit)].write(counts_nd).result()
       bad = [(int(i), str(reason)) for i, reason in block.bad]
-      # Last: what is marked is whole. What could not be read may be readable
-      # later, unlike what is no image or not there.
+      # What could not be read may be readable later, unlike what is no image or
+      # not there; and another run may have read it, and marked this unit.
       if not any(reason.startswith(pipelines.UNREADABLE) for _, reason in bad):
+        self._counts[unit : self._end(unit)].write(counts_nd).result()
+        # Last: what is marked is whole.
         files.write_json(self._marker(unit), bad, shared=True)
       yield block
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sjft_jax import files
@@ -36,6 +37,14 @@ class Table:
     rows_r, first_r, many_r = np.unique(
       row_n[order_n], return_index=True, return_counts=True
     )
+    k = self.distance_qk.shape[1]
+    if len(rows_r) * many_r.max() > 4 * max(len(row_n), len(rows_r) * k):
+      # A few rows have most of the pairs. Of each no more than k can stay.
+      order_n = np.lexsort((index_n, distance_n, row_n))
+      place_n = np.arange(len(row_n)) - np.repeat(first_r, many_r)
+      order_n = order_n[place_n < k]
+      self.merge(row_n[order_n], index_n[order_n], distance_n[order_n])
+      return
     # Each row's pairs side by side, filled up with empty places.
     place_n = np.arange(len(row_n)) - np.repeat(first_r, many_r)
     at = np.repeat(np.arange(len(rows_r)), many_r), place_n
@@ -47,7 +56,7 @@ class Table:
       self.index_qk[rows_r],
       distance_rm,
       index_rm,
-      self.distance_qk.shape[1],
+      k,
     )
 
   def pairs(self, start, stop):
@@ -71,19 +80,26 @@ SCHEMA = pa.schema(
   ]
 )
 
+_PAIRS = 2**20  # of a row group
+
 
 def write(path, table, target_ids, source_ids):
   """Writes neighbours.parquet: target_id, source_id, rank from 0, distance."""
   row_n, rank_n = np.nonzero(table.index_qk >= 0)
-  columns = (
-    target_ids[row_n],
-    source_ids[table.index_qk[row_n, rank_n]],
-    rank_n.astype(np.int32),
-    table.distance_qk[row_n, rank_n],
-  )
-  rows = pa.table([pa.array(c) for c in columns], schema=SCHEMA)
-  with files.replacing(path) as file:
-    pq.write_table(rows, file, compression='zstd')
+  with (
+    files.replacing(path) as file,
+    pq.ParquetWriter(file, SCHEMA, compression='zstd') as writer,
+  ):
+    # In parts: an array of ids is as wide as the longest of them.
+    for at in range(0, len(row_n), _PAIRS):
+      row, rank = row_n[at : at + _PAIRS], rank_n[at : at + _PAIRS]
+      columns = (
+        target_ids[row],
+        source_ids[table.index_qk[row, rank]],
+        rank.astype(np.int32),
+        table.distance_qk[row, rank],
+      )
+      writer.write_table(pa.table([pa.array(c) for c in columns], SCHEMA))
 
 
 def read(path, target_ids, source_ids) -> Table:
@@ -93,16 +109,17 @@ def read(path, target_ids, source_ids) -> Table:
     ValueError: if it names an image that is not in `target_ids`, `source_ids`.
   """
   with files.opened(path) as file:
-    columns = pq.read_table(file, schema=SCHEMA).to_pydict()
-  row_of = {name: i for i, name in enumerate(target_ids.tolist())}
-  index_of = {name: i for i, name in enumerate(source_ids.tolist())}
-  try:
-    row_n = [row_of[name] for name in columns['target_id']]
-    index_n = [index_of[name] for name in columns['source_id']]
-  except KeyError as error:
-    raise ValueError(f'No image is called {error}.') from error
-  k = max(columns['rank'], default=-1) + 1
-  table = Table.empty(len(target_ids), k)
-  table.distance_qk[row_n, columns['rank']] = columns['distance']
-  table.index_qk[row_n, columns['rank']] = index_n
+    rows = pq.read_table(file, schema=SCHEMA)
+  places = []
+  for name, ids in (('target_id', target_ids), ('source_id', source_ids)):
+    place_n = pc.index_in(rows[name], value_set=pa.array(ids, pa.string()))
+    if place_n.null_count:
+      unknown = rows[name].filter(pc.is_null(place_n))[0]
+      raise ValueError(f'No image is called {unknown}.')
+    places.append(place_n.to_numpy())
+  row_n, index_n = places
+  rank_n = rows['rank'].to_numpy()
+  table = Table.empty(len(target_ids), int(rank_n.max(initial=-1)) + 1)
+  table.distance_qk[row_n, rank_n] = rows['distance'].to_numpy()
+  table.index_qk[row_n, rank_n] = index_n
   return table

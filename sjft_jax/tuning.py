@@ -227,7 +227,8 @@ def _values(c, arm, own) -> dict:
     values['initial'] = tuple(tune_.initial)
   if own.selection in selection.SEARCHED and 'describe' not in set_:
     values['bank'] = tuple(tune_.banks)
-  if own.selection != 'none':
+  weighed = 'source_weight' in set_.get('train', {})
+  if own.selection != 'none' and not weighed:
     values['source_weight'] = tuple(tune_.source_weights)
   return {name: tried for name, tried in values.items() if tried}
 

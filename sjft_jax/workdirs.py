@@ -70,11 +70,15 @@ def claim(workdir, settings):
         f'{workdir} holds a run with other settings: {"; ".join(changed)}. '
         'Choose another --workdir, or the settings it was made with.'
       )
+    # By config.json a later start knows what this is, should this one be
+    # killed meanwhile.
     for name in made:
-      (workdir / name).unlink()
+      if name != config.name:
+        (workdir / name).unlink()
     # A run below would not be begun in a directory that is there already.
     for below in () if paths.in_store(workdir) else list(workdir.iterdir()):
-      paths.remove_tree(below)
+      if below != config:
+        paths.remove_tree(below)
   elif workdir.exists() and any(
     not path.name.startswith('.') for path in workdir.iterdir()
   ):

@@ -1,5 +1,7 @@
 """Every test runs on eight CPU devices, and implicit broadcasts are errors."""
 
+import os
+
 import jax
 import pytest
 
@@ -14,10 +16,16 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 def _own_cache(tmp_path_factory):
   """Of tests, hash tables and what their commands compile, not the user's."""
   with pytest.MonkeyPatch.context() as patch:
-    compiled = tmp_path_factory.mktemp('compiled')
-    patch.setenv('JAX_COMPILATION_CACHE_DIR', str(compiled))
+    # One for all workers of a session: whoever comes second need not compile.
+    root = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+      root = root.parent
+    compiled = str(root / 'compiled')
+    patch.setenv('JAX_COMPILATION_CACHE_DIR', compiled)
     patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
     patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+    jax.config.update('jax_compilation_cache_dir', compiled)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
     yield
 
 

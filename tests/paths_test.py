@@ -8,10 +8,15 @@ from sjft_jax.errors import UserError
 from tests import store
 
 
-@pytest.mark.parametrize('text', ['a/b', '/a/b', '~/a', 'a:b/c', 'x.zip/a'])
+@pytest.mark.parametrize('text', ['a/b', '/a/b', 'a~/b', 'a:b/c', 'x.zip/a'])
 def test_a_text_without_a_scheme_is_of_the_disk(text):
   assert paths.path(text) == pathlib.Path(text)
   assert not paths.in_store(paths.path(text))
+
+
+def test_the_home_directory_may_be_a_tilde(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  assert paths.path('~/a') == pathlib.Path('/home/me/a')
 
 
 @pytest.mark.parametrize('scheme', ['gs', 's3'])

@@ -119,5 +119,5 @@ def test_what_could_not_be_read_is_tried_again(tmp_path):
 
 def test_what_is_no_cache_of_this_search_is_refused(tmp_path):
   streams.Cached(Describer(), Numbers(np.arange(2100)), tmp_path, 'key')
-  with pytest.raises(UserError, match='is no cache of this search'):
+  with pytest.raises(UserError, match='cannot be opened as a cache of this'):
     streams.Cached(Describer(), Numbers(np.arange(9)), tmp_path, 'key')

@@ -41,6 +41,7 @@ def record(
   if len(new) > max_fraction * total:
     raise errors.UserError(
       f'At most {max_fraction:.2%} of the images may be bad (max_bad_fraction);'
-      f' {len(new)} of {total} are, listed in {path}: repair or remove'
-      ' them, or raise --config.max_bad_fraction.'
+      f' {len(new)} of {total} are, listed in {path}: raise'
+      ' --config.max_bad_fraction, or repair or remove them and choose another'
+      ' --workdir.'
     )

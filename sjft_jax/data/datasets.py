@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -35,8 +36,8 @@ FIELDS = {
   'use': True,  # source: False leaves it out
   'quota': 0,  # source: images drawn, as evenly over the classes as they allow
 }
-SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif',
-            '.tiff', '.webp')  # fmt: skip
+SUFFIXES = ('.bmp', '.gif', '.jfif', '.jpe', '.jpeg', '.jpg', '.pgm', '.png',
+            '.ppm', '.tif', '.tiff', '.webp')  # fmt: skip
 # The first that a TFDS set has and that is unique names its images.
 TFDS_NAMES = ('file_name', 'filename', 'image/file_name', 'image/filename')
 
@@ -156,6 +157,10 @@ def _folder(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
     raise errors.UserError(
       f'{need}; {part} holds no folder: make one per class, named after it.'
     )
+  depth = min((name.count(os.sep) for _, name, _ in rows), default=0)
+  if len(folders) == 1 and depth > 1:
+    # As in an archive: what all images have in common is no class.
+    return _folder({}, f'{part.rstrip("/")}/{folders[0]}', setting)
   _refuse_parts(folders, part, setting)
   names = [name for _, name, _ in rows]
   read = paths.reader(root)
@@ -227,10 +232,12 @@ def _packed(path, inside: str, setting: str) -> Dataset:
     for name, i in found
     if name.startswith(prefix) and not _hidden(name)
   ]
+  around = [str(path), inside]
   while (
     len({name.partition('/')[0] for name, _ in found}) == 1
     and min(name.count('/') for name, _ in found) > 1
   ):
+    around.append(found[0][0].partition('/')[0])
     found = [(name.partition('/')[2], i) for name, i in found]
   loose = [name for name, _ in found if '/' not in name]
   if loose or not found:
@@ -241,7 +248,7 @@ def _packed(path, inside: str, setting: str) -> Dataset:
       ' ARCHIVE/FOLDER, or pack it again.'
     )
   classes = sorted({name.partition('/')[0] for name, _ in found})
-  _refuse_parts(classes, f'{path}/{inside}'.rstrip('/'), setting)
+  _refuse_parts(classes, '/'.join(filter(None, around)), setting)
   label_of = {name: label for label, name in enumerate(classes)}
   found.sort(key=lambda row: (label_of[row[0].partition('/')[0]], row[0]))
   place = [i for _, i in found]
@@ -320,10 +327,11 @@ def image_files(root: str) -> Iterator[str]:
       'yourself the right to it, or move it away.'
     ) from error
 
-  seen = set()
+  top, seen = os.path.join(os.path.realpath(root), ''), set()
   for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
     real = os.path.realpath(folder)
-    if real in seen:  # A link led to where another one did, or back up.
+    # A link led to where another one did, or back up, beyond the root even.
+    if real in seen or (seen and top.startswith(os.path.join(real, ''))):
       folders.clear()
       continue
     seen.add(real)
@@ -533,14 +541,17 @@ def open_target(
 
 
 def _relabel(test: Dataset, classes: tuple[str, ...]) -> Dataset:
-  label_of = {name: label for label, name in enumerate(classes)}
-  unknown = [name for name in test.classes if name not in label_of]
+  # A Mac writes é as e and an accent, others as one character.
+  composed = functools.partial(unicodedata.normalize, 'NFC')
+  label_of = {composed(name): label for label, name in enumerate(classes)}
+  unknown = [name for name in test.classes if composed(name) not in label_of]
   if unknown:
     raise errors.UserError(
       'target.test may only hold classes of target.train; it also holds'
       f' {_some(unknown)}: rename or remove them.'
     )
-  label = np.array([label_of[name] for name in test.classes], np.int32)
+  label = [label_of[composed(name)] for name in test.classes]
+  label = np.array(label, np.int32)
   return dataclasses.replace(test, classes=classes, labels=label[test.labels])
 
 

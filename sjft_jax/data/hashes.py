@@ -21,6 +21,7 @@ PART = 16384  # images
 FORMAT = 1  # of the parts; another one where a fingerprint changes its meaning
 _PROBES = 32
 _UNREADABLE = bytes(32)
+_FIELDS = 'sha256', 'fingerprint', 'owner', 'region'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +35,7 @@ class Part:
       picture, two for one with a border.
     owner: position of each fingerprint's image, int64 [f], ascending.
     region: which of `fingerprints.regions` it is of, int8 [f].
+    lost: positions of what could not be read this time, and may be later.
   """
 
   start: int
@@ -41,6 +43,7 @@ class Part:
   fingerprint: np.ndarray
   owner: np.ndarray
   region: np.ndarray
+  lost: tuple[int, ...] = ()
 
 
 def table(
@@ -64,32 +67,24 @@ def table(
   """
   name = re.sub(r'\W+', '_', str(dataset.ids[start]).partition(':')[0])
   directory = cache / f'{name}-{_key(dataset, start, stop)[:24]}-{FORMAT}'
-  if not _holds(directory, dataset, start, stop):
-    for stored in directory.glob('*.npz'):
-      stored.unlink(missing_ok=True)
   with progress.bar(stop - start, f'hash {name}') as bar:
     for first in range(start, stop, PART):
       last = min(first + PART, stop)
       path = directory / f'{first - start:09d}.npz'
-      if not path.exists():
-        part, lost = hash_range(dataset, first, last, threads, bar)
+      part = _stored(path, dataset, first, last)
+      if part is None:
+        part = hash_range(dataset, first, last, threads, bar)
         fields = vars(part) | {'owner': part.owner - first}
-        if lost:
-          # They may be readable later.
-          yield part
-          continue
-        with files.replacing(path, shared=True) as file:
-          np.savez(file, **{k: v for k, v in fields.items() if k != 'start'})
+        # What could not be read may be readable later.
+        if not part.lost:
+          with files.replacing(path, shared=True) as file:
+            np.savez(file, **{k: fields[k] for k in _FIELDS})
       bar.update(last - start - bar.n)
-      yield _read(path, first)
+      yield part
 
 
-def hash_range(dataset, start, stop, threads, bar) -> tuple[Part, list[int]]:
-  """The hashes of the images start..stop; moves the bar on.
-
-  Returns:
-    The hashes, and the positions of what could not be read this time.
-  """
+def hash_range(dataset, start, stop, threads, bar) -> Part:
+  """The hashes of the images start..stop; moves the bar on."""
   lost = []
   sha256, prints, owner, region = [], [], [], []
 
@@ -114,14 +109,14 @@ def hash_range(dataset, start, stop, threads, bar) -> tuple[Part, list[int]]:
     owner += [i] * len(found)
     region += range(len(found))
     bar.update()
-  part = Part(
+  return Part(
     start=start,
     sha256=np.frombuffer(b''.join(sha256), np.uint8).reshape(-1, 32),
     fingerprint=np.reshape(prints, (-1, fingerprints.SIZE)).astype(np.int8),
     owner=np.array(owner, np.int64),
     region=np.array(region, np.int8),
+    lost=tuple(sorted(lost)),
   )
-  return part, lost
 
 
 def sha256_of(dataset: datasets.Dataset, i: int) -> bytes:
@@ -130,13 +125,6 @@ def sha256_of(dataset: datasets.Dataset, i: int) -> bytes:
     return hashlib.sha256(dataset.read(i)).digest()
   except OSError:
     return _UNREADABLE
-
-
-def _read(path: pathlib.Path, start: int) -> Part:
-  with np.load(path, allow_pickle=False) as stored:
-    fields = {name: stored[name] for name in stored.files}
-  fields['owner'] = fields['owner'] + start
-  return Part(start=start, **fields)
 
 
 def _key(dataset, start, stop) -> str:
@@ -148,17 +136,17 @@ def _key(dataset, start, stop) -> str:
   return sha.hexdigest()
 
 
-def _holds(directory, dataset, start, stop) -> bool:
-  """Whether what is stored is of these files: names and sizes may be equal."""
-  probed = np.linspace(start, stop - 1, _PROBES).astype(int)
-  for first in range(start, stop, PART):
-    path = directory / f'{first - start:09d}.npz'
-    mine = probed[(probed >= first) & (probed < first + PART)]
-    if not len(mine) or not path.exists():
-      continue
-    with np.load(path, allow_pickle=False) as stored:
-      sha256 = stored['sha256']
-    for i in np.unique(mine):
-      if sha256[i - first].tobytes() != sha256_of(dataset, int(i)):
-        return False
-  return True
+def _stored(path, dataset, start, stop) -> Part | None:
+  """A part as it was stored, if it is of these files.
+
+  Names and sizes of others may be equal, so some are read.
+  """
+  if not path.exists():
+    return None
+  with np.load(path, allow_pickle=False) as stored:
+    fields = {name: stored[name] for name in _FIELDS}
+  for i in np.unique(np.linspace(start, stop - 1, _PROBES).astype(int)):
+    if fields['sha256'][i - start].tobytes() != sha256_of(dataset, int(i)):
+      return None
+  fields['owner'] = fields['owner'] + start
+  return Part(start=start, **fields)

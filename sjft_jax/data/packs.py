@@ -10,6 +10,7 @@ import bz2
 import dataclasses
 import errno
 import io
+import lzma
 import stat
 import struct
 import tarfile
@@ -31,6 +32,7 @@ _DAMAGE = (
   zipfile.BadZipFile,
   tarfile.TarError,
   zlib.error,
+  lzma.LZMAError,
   EOFError,
   OSError,
   NotImplementedError,
@@ -107,6 +109,8 @@ def load(path, setting: str) -> Pack:
     try:
       data = read(where, size)
     except _DAMAGE as e:
+      if isinstance(e, OSError) and e.errno:
+        raise  # The disk's fault, not the archive's.
       raise DamagedError(errno.EIO, f'damaged in the archive: {e}') from e
     if len(data) != size:
       raise DamagedError(errno.EIO, 'incomplete in the archive')
@@ -119,7 +123,7 @@ def _zip(path, setting):
   with path.open('rb') as file, zipfile.ZipFile(file) as archive:
     infos, end = archive.infolist(), archive.start_dir
   # A member ends where the next begins, whatever it says of itself.
-  ends = [*sorted(info.header_offset for info in infos)[1:], end]
+  ends = [*sorted(info.header_offset for info in infos), end][1:]
   places = sorted(infos, key=lambda info: info.header_offset)
   members = []
   for info, end in zip(places, ends, strict=True):

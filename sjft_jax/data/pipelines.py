@@ -8,13 +8,13 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
 
+from sjft_jax import processes
 from sjft_jax.data import datasets, packs, preprocess
 
 # Images a thread takes at a time in a sweep: handing over single small images
@@ -174,7 +174,7 @@ def _batched(items: Iterator, size: int) -> Iterator[list]:
 
 def _stream(items: grain.MapDataset, threads: int, ahead: int) -> Iterator:
   """Items in order, made by threads, at most about `ahead` before their use."""
-  threads = threads or os.cpu_count()
+  threads = threads or processes.cores()
   options = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(threads, ahead)
   )

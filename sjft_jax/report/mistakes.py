@@ -5,6 +5,7 @@ import numpy as np
 from sjft_jax.report import plots, record, wording
 
 SHOWN = 12
+_DRAWN = 400  # classes; the cells of more are smaller than a pixel
 
 
 def context(directory) -> dict | None:
@@ -14,20 +15,22 @@ def context(directory) -> dict | None:
     directory: of the round.
 
   Returns:
-    `plot` and `table`, the most frequent mistakes.
+    `plot`, None of very many classes, and `table`, the most frequent mistakes.
   """
   names, count_cc = record.confusion(directory / 'confusion.csv')
   total_c = count_cc.sum(axis=1) if len(names) else np.zeros(0, int)
   if not total_c.any():
     return None
   share_cc = count_cc / np.maximum(total_c, 1)[:, None]
-  plot = plots.matrix(
-    'confusion',
-    'Answers by true class',
-    share_cc,
-    f'{len(names)} classes in their order; a row is a true class, and a cell '
-    'the stronger the larger its share of the row.',
-  )
+  plot = None
+  if len(names) <= _DRAWN:
+    plot = plots.matrix(
+      'confusion',
+      'Answers by true class',
+      share_cc,
+      f'{len(names)} classes in their order; a row is a true class, and a cell '
+      'the stronger the larger its share of the row.',
+    )
   wrong_cc = count_cc - np.diag(np.diagonal(count_cc))
   order = np.argsort(-wrong_cc, axis=None, kind='stable')[:SHOWN]
   head = ['True class', 'Taken for', 'Images', 'Share, %', 'The other way']

@@ -146,7 +146,8 @@ def dots(name, title, unit, arms, note, first=0) -> dict | None:
   alt = [f'{title} in {unit}.']
   for arm in arms:
     low, mean, high = map(wording.short, (arm.low, arm.mean, arm.high))
-    alt.append(f'{arm.label}: {mean}, from {low} to {high}.')
+    span = '' if math.isnan(arm.low) else f', from {low} to {high}'
+    alt.append(f'{arm.label}: {mean}{span}.')
   svg = _svg(name, ' '.join(alt), 0.7 + 0.6 * len(arms), paint)
   return {'title': title, 'note': note, 'key': [], 'svg': svg}
 

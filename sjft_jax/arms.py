@@ -96,7 +96,9 @@ def compare(c, workdir, mesh) -> dict:
   tuned, done = {}, []
   # All of them first: the last arm may begin days after the first.
   for arm in _trained(c):
-    rounds.check_files(settings_of(c, arm, 0))
+    own = settings_of(c, arm, 0)
+    for bank in tuning.banks(c, arm, own) or [own]:
+      rounds.check_files(bank)
   for seed in range(c.seeds):
     for arm in _trained(c):
       if not seed and tuning.room(c, arm).folds:

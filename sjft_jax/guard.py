@@ -94,6 +94,12 @@ def withhold(c, train, test, pool, workdir, donors=()):
       f'listed in {directory / "quarantine.csv"}.',
       flush=True,
     )
+  if unread := record.get('source_images_unread'):
+    print(
+      f'{unread} source images could not be read when they were to be checked, '
+      'and are withheld, too.',
+      flush=True,
+    )
   return pool.without(record['withheld'])
 
 
@@ -157,6 +163,7 @@ def exposure(c, workdir, test, posteriors) -> dict:
     'test_images_without_look': looked.get(
       'target_images_without_fingerprint', 0
     ),
+    'source_images_unread': record.get('source_images_unread', 0),
     # What they were trained on is not known here.
     'weights_not_checked': [
       path for path in (c.model.weights, c.describe.weights) if path
@@ -207,20 +214,27 @@ def _check(c, train, test, pool, directory, key):
   leaks = by_part['quarantine']
   _draw_pairs(directory / 'pairs', leaks, test, pool)
   hits = leaks + by_part['repeats'] * c.guard.withhold_train
+  withheld = {str(pool.ids[hit.source]) for hit in hits}
   # What nobody could look at is not learnt from.
   unread = {
     i
     for name in pool.sources
     for i in counts.get('quarantine', {}).get(name, {}).get('unread', ())
   }
-  withheld = sorted({str(pool.ids[hit.source]) for hit in hits} | unread)
+  if len(unread) > c.max_bad_fraction * len(pool):
+    raise UserError(
+      f'{len(unread)} of {len(pool)} source images cannot be read now, '
+      f'{min(unread)} among them, more than max_bad_fraction='
+      f'{c.max_bad_fraction}. Look after their disk, then give the same '
+      'command again.'
+    )
   exposed = sorted({str(test.ids[leak.target]) for leak in leaks})
   files.write_json(
     directory / 'record.json',
     {
       'checked': c.guard.enabled,
       'key': key,
-      'remaining': pool.without(withheld).digest,
+      'remaining': pool.without(withheld | unread).digest,
       'test_images': len(test),
       'test_images_exposed': len(exposed),
       'train_images': len(train),
@@ -231,13 +245,14 @@ def _check(c, train, test, pool, directory, key):
       ),
       'source_images': len(pool),
       'source_images_withheld': len(withheld),
+      'source_images_unread': len(unread),
       'source_images_withheld_by': {
         name: len({leak.source for leak in leaks if name in leak.tests})
         for name in repeats.TESTS
       },
       **counts,
       'exposed': exposed,
-      'withheld': withheld,
+      'withheld': sorted(withheld | unread),
     },
   )
 

@@ -41,7 +41,6 @@ def load(c, workdir):
   with progress.bar(len(train) + len(test), 'check target') as bar:
     for dataset in (train, test):
       bad |= find_bad(dataset, c.threads, bar)
-  report_bad(c, workdir, bad, len(train) + len(test))
   for name, reason in bad.items():
     # A later start might read it, and then be one with other images.
     if reason.startswith(pipelines.UNREADABLE):
@@ -49,6 +48,7 @@ def load(c, workdir):
         f'{name}: {reason}. Give yourself the right to read it, or look after '
         'its disk, then give the same command again.'
       )
+  report_bad(c, workdir, bad, len(train) + len(test))
   train, test = _without(train, bad), _without(test, bad)
   lost = np.setdiff1d(np.arange(len(train.classes)), train.labels)
   if len(lost) or (c.rounds and not len(test)):

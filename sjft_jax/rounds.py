@@ -24,6 +24,7 @@ from sjft_jax import (
 )
 from sjft_jax import mesh as meshes
 from sjft_jax.errors import UserError
+from sjft_jax.models import weight_files
 from sjft_jax.ops import hardness
 from sjft_jax.report import pages
 
@@ -184,8 +185,8 @@ def check_files(c):
     describe.load_bank(c.describe)
     if c.describe.edges:
       files.digest(c.describe.edges)
-  if c.model.weights:
-    files.digest(c.model.weights)
+  if c.rounds and c.model.weights:
+    weight_files.convention(c.model.weights)
 
 
 def _end_round(c, directory, budget_q, posterior_qc, test_nc, target, test):

@@ -215,6 +215,16 @@ def apply(
     c.selection = 'none'
 
 
+def banks(c, arm, own) -> list:
+  """The settings of an arm with each bank that is tried."""
+  tried = []
+  for name in _values(c, arm, own).get('bank', ()):
+    trial = copy.deepcopy(own)
+    _update(trial.describe, room(c, arm).banks[name], f'tune.banks.{name}')
+    tried.append(trial)
+  return tried
+
+
 def _values(c, arm, own) -> dict:
   """What is tried of every setting; what an arm sets itself stays."""
   tune_, set_ = room(c, arm), c.arms[arm].get('set', {})

@@ -72,7 +72,8 @@ def claim(workdir, settings):
       )
     # By config.json a later start knows what this is, should this one be
     # killed meanwhile.
-    for name in made:
+    # The marks of finished stages first, so that none outlives its stage.
+    for name in sorted(made, key=lambda name: not name.endswith('.json')):
       if name != config.name:
         (workdir / name).unlink()
     # A run below would not be begun in a directory that is there already.

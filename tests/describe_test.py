@@ -1,5 +1,8 @@
 """The whole way from encoded images to counts, on several devices."""
 
+import dataclasses
+import errno
+
 import cv2
 import jax
 import numpy as np
@@ -134,3 +137,15 @@ def test_every_channel_counts_its_points_once(images, changes):
 def test_unfit_settings_are_refused(images, changes, message):
   with pytest.raises(UserError, match=message):
     fitted(images[0], **changes)
+
+
+def test_edges_are_not_made_without_an_image_that_may_come_back(images):
+  dataset, _ = images
+
+  def stale(i):
+    if i == 1:
+      raise OSError(errno.ESTALE, 'Stale file handle')
+    return dataset.read(i)
+
+  with pytest.raises(UserError, match='set:1: cannot be read now: Stale'):
+    fitted(dataclasses.replace(dataset, read=stale))

@@ -2,7 +2,6 @@
 
 import cv2
 import numpy as np
-from sklearn.datasets import load_digits
 
 
 def write(root, **ranges):
@@ -16,6 +15,9 @@ def write(root, **ranges):
   Returns:
     The directory.
   """
+  # Children that only ask for the processes' commands need no scikit-learn.
+  from sklearn.datasets import load_digits
+
   digits = load_digits()
   for part, (first, stop) in ranges.items():
     for i in range(first, stop):

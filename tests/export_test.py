@@ -272,3 +272,14 @@ def test_the_command_writes_once(workdir, tmp_path):
   assert again.returncode == 2
   assert again.stderr.count('\n') == 1
   assert 'exists already' in again.stderr
+
+
+def test_no_name_is_longer_than_a_file_system_takes():
+  used, name = set(), '漢' * 84
+  folders = export_formats._distinct([export_formats._safe(name)] * 2)
+  for suffix in ('.webp', '.webp'):
+    stem = export_formats._safe(name)
+    export_formats._free(stem, suffix, used)
+  assert len({*folders, *used}) == 4
+  assert all(len(made.encode()) <= 255 for made in (*folders, *used))
+  assert all(set(made[:9]) == {'漢'} for made in folders)

@@ -3,6 +3,7 @@ import pytest
 
 from sjft_jax import features
 from sjft_jax.data.datasets import Dataset
+from sjft_jax.errors import UserError
 
 
 def dataset(count):
@@ -60,6 +61,12 @@ def test_neighbours_are_those_of_a_stable_sort(block, shard, monkeypatch):
     np.take_along_axis(distance_qs, expected, axis=1),
     atol=1e-3,
   )
+
+
+def test_a_target_image_that_is_lost_is_refused():
+  describe = describer(np.ones((5, 4)), 2, bad={3})
+  with pytest.raises(UserError, match='target image cannot be read any more'):
+    features.nearest(describe, dataset(5), dataset(5), 2)
 
 
 def test_length_is_of_no_consequence_and_nothing_is_far_from_nothing():

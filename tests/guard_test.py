@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -222,3 +223,52 @@ def test_without_a_source_there_is_nothing_to_check(root, tmp_path):
   assert guard.withhold(c, train, test, None, tmp_path) is None
   assert guard.exposure(c, tmp_path, test, []) == {}
   assert not any(tmp_path.iterdir())
+
+
+def unread(dataset, name):
+  """The set, one image of which is on a disk that fails."""
+
+  def read(i):
+    if dataset.ids[i] == name:
+      raise OSError(116, 'Stale file handle')
+    return dataset.read(i)
+
+  return dataclasses.replace(dataset, read=read)
+
+
+def test_a_test_image_that_cannot_be_read_for_now_is_not_passed_over(
+  root, tmp_path
+):
+  _, test, _ = opened(settings(root))
+  name = 'target:test/b/test-5.png'
+  with pytest.raises(UserError, match=f'{name} cannot be read now .*Stale'):
+    repeats.Target(unread(test, name), 2, 'hash')
+
+
+def test_a_source_image_that_nobody_could_look_at_is_withheld(root, tmp_path):
+  c = settings(root)
+  train, test, pool = opened(c)
+  name = 'main:b/source-11.png'
+  with pytest.raises(UserError, match='1 of 33 source images cannot be read'):
+    guard.withhold(c, train, test, unread(pool, name), tmp_path)
+  assert not (tmp_path / 'guard').exists()
+  c.max_bad_fraction = 0.05
+  left = guard.withhold(c, train, test, unread(pool, name), tmp_path)
+  assert sorted({*pool.ids} - {*left.ids}) == sorted([*LEAKS, name])
+  guard.require(tmp_path, train, test, left)
+  counts = guard.exposure(c, tmp_path, test, [])
+  assert counts['source_images_withheld'] == len(LEAKS)
+  assert counts['source_images_unread'] == 1
+
+
+def test_test_images_too_small_for_their_look_are_counted(tmp_path):
+  grey = iter(range(9))
+  for part, count in (('train', 2), ('test', 3), ('source', 4)):
+    for i in range(count):
+      image = np.full((9, 9, 3), next(grey), np.uint8)
+      write(tmp_path, f'{part}/a/{i}.png', cv2.imencode('.png', image)[1])
+  c = settings(tmp_path)
+  train, test, pool = opened(c)
+  guard.withhold(c, train, test, pool, tmp_path / 'run')
+  found = guard.exposure(c, tmp_path / 'run', test, [])
+  assert found['test_images_without_look'] == 3

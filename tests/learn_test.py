@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import folders
-from sjft_jax import evaluate, learn, mesh
+from sjft_jax import evaluate, learn, mesh, recipes
 from sjft_jax.data import datasets, pipelines
 from sjft_jax.errors import UserError
 from sjft_jax.models import pretrained, resnet, trunks
@@ -17,12 +17,14 @@ from sjft_jax.models.convention import CAFFE, TORCHVISION
 def tiny(monkeypatch):
   """A trunk that compiles in a moment."""
 
-  def two_stages(c):
+  def stages(c, blocks=(1,)):
     return resnet.ResNet(
-      (1, 1), c.width, c.stem, momentum=c.momentum, dtype=c.dtype
+      blocks, c.width, c.stem, momentum=c.momentum, dtype=c.dtype
     )
 
-  monkeypatch.setitem(trunks.TRUNKS, 'tiny', two_stages)
+  two = functools.partial(stages, blocks=(1, 1))
+  monkeypatch.setitem(trunks.TRUNKS, 'tiny', stages)
+  monkeypatch.setitem(trunks.TRUNKS, 'two stages', two)
 
 
 def settings(**changes):
@@ -113,6 +115,7 @@ def test_a_student_comes_nearer_to_its_teachers(tmp_path, source):
 def test_frozen_stages_stay_and_adamw_with_a_cosine_moves_the_rest(tmp_path):
   _, before, after = trained(
     tmp_path,
+    model__trunk='two stages',
     optim__rule='adamw',
     optim__schedule='cosine',
     optim__warmup=1,
@@ -210,3 +213,23 @@ def test_a_pretrained_trunk_depends_on_what_its_weights_hold(tmp_path):
   first = key('a', b'1')
   assert first == key('b', b'1')
   assert first != key('a', b'2')
+
+
+def test_pretraining_decays_by_a_weight_of_its_own():
+  def key(**changes):
+    return learn._pretraining_key(settings(**changes), images('s', 2))
+
+  assert key() == key(optim__weight_decay=0.5)
+  assert key() != key(pretrain__weight_decay=0.5)
+
+  params = {'trunk': {'kernel': np.ones(3, np.float32)}}
+
+  def update(**changes):
+    c = settings(pretrain__steps=2, pretrain__warmup=0, **changes)
+    devices = mesh.make(jax.devices()[:1])
+    optimiser, _ = recipes.make(c, None, (), -1, c.pretrain.steps, devices)
+    start = jax.jit(optimiser.init)(params)
+    return jax.jit(optimiser.update)(params, start, params)[0]
+
+  assert equal(update(), update(optim__weight_decay=0.5))
+  assert not equal(update(), update(pretrain__weight_decay=0.5))

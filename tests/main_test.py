@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from sjft_jax import main
+from sjft_jax.errors import UserError
+
 
 def guarded(code, **streams):
   code = (
@@ -83,3 +86,9 @@ def test_a_wrong_command_line_is_one_line(given, environment, said, tmp_path):
   assert done.returncode == 2, done.stderr
   assert said in done.stderr.splitlines()[-1]
   assert 'Traceback' not in done.stderr
+
+
+def test_a_command_line_that_is_no_utf_8_is_one_line():
+  name = os.fsdecode(b'--workdir=caf\xe9')
+  with pytest.raises(UserError, match=r"must be UTF-8; '.*caf\\udce9' is not"):
+    main.parse(['main', '--config=configs/folders.py', name])

@@ -17,7 +17,7 @@ from sjft_jax import (
   processes,
   search,
 )
-from tests import digits, processes_test, scenes
+from tests import digits, processes_test, scenes, small
 
 
 @pytest.fixture
@@ -224,6 +224,7 @@ STAGES = {
 
 def staged(address, count, index, directory, stage, *given):
   """The one command, held up in a stage."""
+  small.bank()
   if stage in STAGES:
     where, name, held, _ = STAGES[stage]
 

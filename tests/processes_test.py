@@ -11,15 +11,12 @@ import sys
 import time
 
 import cv2
-import jax
 import numpy as np
 import pytest
 
-from configs import folders
 from sjft_jax import (
   checkpoints,
   describe,
-  experiment,
   main,
   mesh,
   metrics,
@@ -31,7 +28,7 @@ from sjft_jax import (
 from sjft_jax.data import datasets, pipelines
 from sjft_jax.errors import UserError
 from sjft_jax.models import resnet, trunks
-from tests import digits, scenes, store
+from tests import digits, scenes, small, store
 from tests.described import Describer, Stream, counts
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -60,6 +57,9 @@ def start(function, count, devices, *args, xla=''):
     'PYTHONPATH': str(ROOT),
     'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {xla}'.strip(),
   }
+  if xla:
+    # What is read from the cache is not dumped.
+    environment['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
   return [
     subprocess.Popen(
       [sys.executable, '-c', code, *map(str, (address, count, i, *args))],
@@ -226,7 +226,7 @@ def unlucky(address, count, index, event):
   """What ends one process, or all."""
   index = int(index)
   processes.start(
-    address, int(count), index, heartbeat=10, shutdown=10, connect=60
+    address, int(count), index, heartbeat=5, shutdown=10, connect=60
   )
 
   def refuse():
@@ -320,7 +320,7 @@ def command(address, count, index, directory, stop_at, *given):
   return main.run(['main', *together, *given])
 
 
-def record(directory, index, count, replace=setattr):
+def record(directory, index, count):
   """Has the images of every update written to a file."""
   joint = pipelines.joint
 
@@ -332,11 +332,12 @@ def record(directory, index, count, replace=setattr):
       name.write_text(json.dumps(drawn))
       yield batch
 
-  replace(pipelines, 'joint', recorded)
+  pipelines.joint = recorded
+  small.bank()
   # So that some of the small network's parameters can be sharded.
-  replace(mesh, '_SPLIT_LEAST', 64)
+  mesh._SPLIT_LEAST = 64
   tiny = resnet.ResNet((1,), 1 / 8, 'small', momentum=0.9, axis_name=mesh.AXIS)
-  replace(trunks, 'TRUNKS', trunks.TRUNKS | {'resnet26': lambda c: tiny})
+  trunks.TRUNKS = trunks.TRUNKS | {'resnet26': lambda c: tiny}
 
 
 def drawn(directory, step, count):
@@ -358,14 +359,11 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def reference(data, tmp_path_factory):
-  """The directory of a run by this process, with four devices."""
+  """The directory of a run by one process, with four devices."""
   directory = tmp_path_factory.mktemp('one')
-  with pytest.MonkeyPatch.context() as patch:
-    record(directory, 0, 1, patch.setattr)
-    c = folders.get_config()
-    for name, value in settings(data).items():
-      c.update_from_flattened_dict({name: value})
-    experiment.run(c, directory / 'run', mesh.make(jax.devices()[:4]))
+  given = flags(data, directory / 'run')
+  ((code, said),) = ends(start(command, 1, 4, directory, 0, *given))
+  assert code == 0, said
   return directory
 
 
@@ -400,6 +398,7 @@ def take_over(address, count, index, run):
   processes.start(
     address, int(count), int(index), heartbeat=30, shutdown=10, connect=60
   )
+  small.bank()
   had = retrieval.reopen(run, mesh.own(mesh.make()))
   if index == '0':
     time.sleep(3)
@@ -452,3 +451,15 @@ def test_four_processes_stop_together_and_two_go_on(data, reference, tmp_path):
   # No batch was made twice.
   assert not list(tmp_path.glob(f'batch-{stopped - 1}-*-2.json'))
   assert_same(reference / 'run', workdir)
+
+
+def test_a_part_of_the_processors_is_all_that_a_job_counts(monkeypatch):
+  part = {1, 3, 5}
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: part, raising=False)
+  assert processes.cores() == 3
+
+
+def test_a_step_of_a_batch_job_is_told_of_its_processors():
+  script = (ROOT / 'launch' / 'slurm.sh').read_text()
+  (step,) = re.findall(r'^srun (?:.*\\\n)*', script, re.MULTILINE)
+  assert '--cpus-per-task="${SLURM_CPUS_PER_TASK' in step

@@ -5,6 +5,7 @@ import pytest
 
 from sjft_jax import describe, reasons, tables
 from sjft_jax.data import datasets
+from sjft_jax.errors import UserError
 from sjft_jax.ops import divergence
 from tests import described
 
@@ -96,3 +97,11 @@ def test_what_cannot_be_read_is_not_usual(sets):
   for one, other in zip(whole['pairs'], part['pairs'], strict=True):
     assert one['nats'] == other['nats']
     assert one['usual_distance'] != other['usual_distance']
+
+
+def test_a_pair_that_cannot_be_read_any_more_is_refused(sets):
+  describer, target, source, table = sets
+  for lost in (source.ids[table.index_qk[0, 0]], target.ids[0]):
+    describer.broken = {lost}
+    with pytest.raises(UserError, match=f'{lost} was searched and cannot'):
+      reasons.explained(table, target, source, describer)

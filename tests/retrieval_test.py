@@ -8,9 +8,16 @@ from configs import folders
 from sjft_jax import certificate, mesh, retrieval, search
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
+from tests import small
 
 # Of each of two targets, source images that repeat its test images.
 WITHHELD = ((3, 40, 41), (0, 119))
+
+
+@pytest.fixture(autouse=True)
+def colours(monkeypatch):
+  """Nothing here depends on the bank."""
+  small.bank(monkeypatch.setattr)
 
 
 @pytest.fixture(scope='module')

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from configs import default
 from sjft_jax import describe, mesh, reuse, streams
 from sjft_jax.data import datasets
+from sjft_jax.errors import UserError
 
 SIZE = 16
 
@@ -68,6 +69,12 @@ def test_merged_counts_are_those_of_the_moved_edges(case, tmp_path):
   np.testing.assert_array_equal(
     joined(reuse.Merged(kept(silent), moved)), counts
   )
+
+
+def test_edges_that_are_none_of_the_fine_ones_are_refused(case):
+  source, fine, (target, _) = case
+  with pytest.raises(UserError, match=r'fine bins of search\.cache'):
+    reuse.Merged(streams.Described(fine, source), target)
 
 
 def test_fine_bins_hold_equal_masses_of_the_source(case):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -16,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import folders
-from sjft_jax import experiment, mesh, paths
+from sjft_jax import experiment, learn, mesh, paths, rounds
+from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
 from sjft_jax.models import weight_files
+from sjft_jax.report import pages
 from tests import digits, store
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -47,10 +50,24 @@ SETTINGS = {
 }
 
 
-def command(module, *args):
+def command(module, *args, real=False, root=None):
+  """A command, by a small network unless `real`; gs:// and s3:// in `root`."""
   environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
+  started = ['-m', f'sjft_jax.{module}']
+  if not real:
+    work = 'main.run(sys.argv)'
+    if module != 'main':
+      work = f'main.guarded({module}._work, sys.argv)'
+    code = (
+      f'import sys; from sjft_jax import main, {module}; '
+      'from tests import small, store; small.network(); '
+      f'{"store.register(); " if root else ""}sys.exit({work})'
+    )
+    started = ['-c', code]
+  if root:
+    environment[store.ROOT] = str(root)
   return dict(
-    args=[sys.executable, '-m', f'sjft_jax.{module}', *map(str, args)],
+    args=[sys.executable, *started, *map(str, args)],
     cwd=ROOT,
     env=environment,
     stdout=subprocess.PIPE,
@@ -77,10 +94,25 @@ def flags(data, workdir, **changes):
   ]
 
 
-def run(data, workdir, **changes):
-  return subprocess.run(
-    **command('main', *flags(data, workdir, **changes)), check=False
-  )
+def run(data, workdir, real=False, **changes):
+  given = flags(data, workdir, **changes)
+  return subprocess.run(**command('main', *given, real=real), check=False)
+
+
+def start(data, workdir, devices=1, **changes):
+  """The same in this process."""
+  c = folders.get_config()
+  with c.unlocked():
+    c.update_from_flattened_dict(settings(data, **changes))
+  used = mesh.make(jax.devices()[:devices])
+  experiment.run(c, paths.path(str(workdir)), used)
+
+
+def refusal(data, workdir, devices=1, **changes):
+  """What is said when a run refuses its settings."""
+  with pytest.raises(UserError) as error:
+    start(data, workdir, devices, **changes)
+  return str(error.value)
 
 
 @pytest.fixture(scope='module')
@@ -135,26 +167,23 @@ def test_a_run_leaves_what_the_readme_says(finished):
   assert certificate['source_images_seen'] == certificate['source_images']
 
 
-def test_a_second_start_says_so_and_changes_nothing(data, finished):
+def test_a_second_start_says_so_and_changes_nothing(data, finished, capsys):
   before = {p: p.stat().st_mtime_ns for p in finished.rglob('*')}
-  again = run(data, finished, max_bad_fraction=0.05)
-  assert again.returncode == 0
-  assert 'nothing has changed' in again.stdout
+  start(data, finished, max_bad_fraction=0.05)
+  assert 'nothing has changed' in capsys.readouterr().out
   assert {p: p.stat().st_mtime_ns for p in finished.rglob('*')} == before
 
 
 def test_another_setting_is_refused(data, finished):
-  other = run(data, finished, max_bad_fraction=0.05, rounds=3)
-  assert other.returncode == 2
-  assert 'rounds was 2, now 3' in other.stderr
-  assert 'Traceback' not in other.stderr
+  said = refusal(data, finished, max_bad_fraction=0.05, rounds=3)
+  assert 'rounds was 2, now 3' in said
 
 
 def killed(arguments, reached):
   """Starts the command and kills it once a file is there."""
   with subprocess.Popen(**arguments) as process:
     while not reached.exists() and process.poll() is None:
-      time.sleep(0.02)
+      time.sleep(0.002)
     assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGKILL)
 
@@ -176,20 +205,7 @@ def test_killed_and_resumed_equals_uninterrupted(data, finished, tmp_path):
 
 
 def in_store(root, module, *args):
-  """A command by `main.guarded`, for which gs:// and s3:// are `root`."""
-  code = (
-    'import sys; from tests import store; store.register(); '
-    f'from sjft_jax import main, {module}; '
-    + (
-      'sys.exit(main.run(sys.argv))'
-      if module == 'main'
-      else f'sys.exit(main.guarded({module}._work, sys.argv))'
-    )
-  )
-  made = command(module)
-  made['args'] = [sys.executable, '-c', code, *map(str, args)]
-  made['env'] |= {store.ROOT: str(root)}
-  return made
+  return command(module, *args, root=root)
 
 
 def files_of(directory):
@@ -249,7 +265,7 @@ def test_in_a_store_killed_and_resumed_equals_a_run_on_disk(
 def test_selection_alone_stops_after_the_neighbours(data, tmp_path):
   # Without test images, which only an evaluation needs.
   changes = {'max_bad_fraction': 0.05, 'rounds': 0, 'target.test': ''}
-  done = run(data, tmp_path / 'run', **changes)
+  done = run(data, tmp_path / 'run', real=True, **changes)
   assert done.returncode == 0, done.stderr
   neighbours = tmp_path / 'run' / 'selection' / 'neighbours.parquet'
   assert neighbours.exists()
@@ -288,26 +304,13 @@ def test_predictions_name_every_image(data, finished, tmp_path):
 
 def test_a_refused_start_can_be_mended_in_its_workdir(data, tmp_path):
   workdir = tmp_path / 'run'
-  refused = run(data, workdir, **{'budget.maximum': 500})
-  assert refused.returncode == 2, refused.stderr
-  too_many_bad = run(data, workdir, rounds=0)
-  assert 'raise --config.max_bad_fraction' in too_many_bad.stderr
+  refusal(data, workdir, **{'budget.maximum': 500})
+  too_many_bad = refusal(data, workdir, rounds=0)
+  assert 'raise --config.max_bad_fraction' in too_many_bad
   searched = (workdir / 'selection' / 'neighbours.parquet').stat().st_mtime_ns
-  done = run(data, workdir, rounds=0, max_bad_fraction=0.05)
-  assert done.returncode == 0, done.stderr
+  start(data, workdir, rounds=0, max_bad_fraction=0.05)
   path = workdir / 'selection' / 'neighbours.parquet'
   assert path.stat().st_mtime_ns == searched
-
-
-def refusal(data, workdir, devices=1, **changes):
-  """What is said when a run refuses its settings."""
-  c = folders.get_config()
-  with c.unlocked():
-    c.update_from_flattened_dict(settings(data, **changes))
-  used = mesh.make(jax.devices()[:devices])
-  with pytest.raises(UserError) as error:
-    experiment.run(c, paths.path(str(workdir)), used)
-  return str(error.value)
 
 
 def test_weights_that_do_not_fit_are_refused_before_the_search(data, tmp_path):
@@ -352,15 +355,19 @@ def test_bad_input_is_one_line_and_exit_code_2(data, tmp_path):
     ({'rounds': 'many'}, 'rounds'),
     ({'target.train': '/nowhere'}, 'does not exist'),
   ):
-    done = run(data, tmp_path / 'run', **changes)
+    done = run(data, tmp_path / 'run', real=True, **changes)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr.splitlines()[-1]
     assert 'Traceback' not in done.stderr
 
 
 def test_a_loss_that_is_not_finite_stops_with_one_line(data, tmp_path):
-  changes = {'max_bad_fraction': 0.05, 'optim.learning_rate': 1e30}
-  done = run(data, tmp_path / 'run', **changes)
+  changes = {
+    'max_bad_fraction': 0.05,
+    'optim.learning_rate': 1e30,
+    'pretrain.steps': 0,
+  }
+  done = run(data, tmp_path / 'run', real=True, **changes)
   assert done.returncode == 2, done.stderr
   assert 'finite' in done.stderr.splitlines()[-1]
 
@@ -406,3 +413,92 @@ def test_the_releases_options_and_an_early_end(data, tmp_path):
     **command('predict', '--workdir', workdir, image), check=False
   )
   assert asked.returncode == 0, asked.stderr
+
+
+@pytest.mark.parametrize(
+  'changes', [{'seeds': 2}, {'order': ('a',)}, {'tune.folds': 2}]
+)
+def test_what_is_of_a_comparison_is_refused_without_arms(
+  data, tmp_path, changes
+):
+  said = refusal(data, tmp_path / 'run', **changes)
+  assert 'this config has no arms' in said
+  assert '\n' not in said
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_selection_alone_has_no_batches(data, tmp_path):
+  c = folders.get_config()
+  c.update_from_flattened_dict(settings(data, rounds=0))
+  c.train.target_batch = c.train.source_batch = 5
+  c.train.most_per_label = 1
+  train, test = datasets.open_target(c.target, c.seed)
+  rounds._check(c, train, test, mesh.make(), tmp_path)
+
+
+def test_one_class_alone_is_refused(data, tmp_path, monkeypatch):
+  monkeypatch.setattr(learn, 'check', lambda *arguments: None)
+  for part in ('train', 'test'):
+    (tmp_path / part).mkdir()
+    (tmp_path / part / 'cat').symlink_to(data / part / 'digit 0')
+  changes = {
+    'target.train': str(tmp_path / 'train'),
+    'target.test': str(tmp_path / 'test'),
+    'train.target_batch': 1,
+    'train.source_batch': 1,
+  }
+  said = refusal(data, tmp_path / 'run', **changes)
+  assert 'two classes or more; there is cat alone' in said
+  assert not (tmp_path / 'run' / 'guard').exists()
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'describe.bank': 'conv', 'describe.weights': '/nowhere'},
+    {'describe.edges': '/nowhere'},
+  ],
+)
+def test_descriptors_that_are_missing_are_refused_before_the_guard(
+  data, tmp_path, changes
+):
+  said = refusal(data, tmp_path / 'run', **changes)
+  assert '/nowhere' in said
+  assert not (tmp_path / 'run' / 'guard').exists()
+
+
+class Answering(learn.Learner):
+  """Notes what it is asked, and does not compute anything."""
+
+  asked: ClassVar = []
+
+  def start(self, pool, directory, donors=()):
+    """Needs no weights."""
+
+  def fine_tune(self, weights, target, *others):
+    """Learns nothing."""
+
+  def posteriors(self, variables, dataset, views, label):
+    self.asked.append(label)
+    answers = np.random.default_rng(len(self.asked))
+    return answers.dirichlet(np.ones(4), len(dataset)).astype(np.float32)
+
+
+def test_a_finished_round_is_not_asked_again(data, tmp_path, monkeypatch):
+  monkeypatch.setattr(learn, 'Learner', Answering)
+  monkeypatch.setattr(learn, 'check', lambda *arguments: None)
+  monkeypatch.setattr(Answering, 'asked', [])
+  monkeypatch.setattr(pages, 'write_run', lambda *arguments: None)
+  c = folders.get_config()
+  c.update_from_flattened_dict(settings(data, selection='none'))
+  c.pretrain.steps = c.distill.steps = 0
+  devices = mesh.make(jax.devices()[:1])
+  rounds.run(c, tmp_path, devices)
+  assert Answering.asked == ['posteriors', 'test'] * 2
+  whole = results(tmp_path)
+  (tmp_path / 'results.json').unlink()
+  (tmp_path / 'rounds' / '1' / 'budget.csv').unlink()
+  Answering.asked[2:] = []
+  rounds.run(c, tmp_path, devices)
+  assert Answering.asked == ['posteriors', 'test'] * 2
+  assert results(tmp_path) == whole

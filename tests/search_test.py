@@ -1,5 +1,8 @@
+import tracemalloc
+
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from sjft_jax import exact, mesh, screen, search, tables
@@ -290,3 +293,41 @@ def test_neighbours_file_round_trip(case, tmp_path):
   np.testing.assert_array_equal(stored.index_qk, table.index_qk[:, :144])
   with pytest.raises(ValueError, match='main:7'):
     tables.read(path, target_ids, np.delete(source_ids, 7))
+
+
+def test_neighbours_are_kept_in_row_groups(tmp_path, monkeypatch):
+  monkeypatch.setattr(tables, '_PAIRS', 3)
+  table = tables.Table.empty(4, 3)
+  row, index = np.array([[0, 0, 0, 1, 3, 3], [4, 0, 2, 1, 2, 3]])
+  table.merge(row, index, np.arange(6.0))
+  target_ids = np.array([f'target:{i}' for i in range(4)])
+  source_ids = np.array([f'main:{i}' for i in range(5)])
+  path = tmp_path / 'neighbours.parquet'
+  tables.write(path, table, target_ids, source_ids)
+  assert pq.ParquetFile(path).num_row_groups == 2
+  stored = tables.read(path, target_ids, source_ids)
+  np.testing.assert_array_equal(stored.distance_qk, table.distance_qk)
+  np.testing.assert_array_equal(stored.index_qk, table.index_qk)
+  with pytest.raises(ValueError, match='called target:3'):
+    tables.read(path, target_ids[:3], source_ids)
+
+
+def test_a_row_of_very_many_pairs_takes_no_memory_in_the_others():
+  rng = np.random.default_rng(0)
+  row = rng.permutation(np.r_[np.arange(300), np.full(30_000, 7)])
+  index = rng.permutation(len(row))
+  distance = rng.integers(0, 3000, len(row)).astype(float)  # with ties
+  table = tables.Table.empty(300, 5)
+  tracemalloc.start()
+  table.merge(row, index, distance)
+  assert tracemalloc.get_traced_memory()[1] < 2**24
+  tracemalloc.stop()
+  order = np.lexsort((index, distance, row))
+  for q in range(300):
+    nearest = order[row[order] == q][:5]
+    np.testing.assert_array_equal(
+      table.index_qk[q, : len(nearest)], index[nearest]
+    )
+    np.testing.assert_array_equal(
+      table.distance_qk[q, : len(nearest)], distance[nearest]
+    )

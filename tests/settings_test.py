@@ -70,6 +70,15 @@ def test_a_plain_trunk_has_one_width():
     settings.check(c)
 
 
+def test_a_number_of_images_needs_a_choice_image_by_image():
+  c = default.get_config()
+  c.budget.images = 5000
+  settings.check(c)
+  c.selection = 'labelled'
+  with pytest.raises(UserError, match=r'budget\.images must be 0 for .*label'):
+    settings.check(c)
+
+
 def test_a_conv_bank_needs_weights():
   c = default.get_config()
   c.describe.bank = 'conv'

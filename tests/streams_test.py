@@ -117,6 +117,19 @@ def test_what_could_not_be_read_is_tried_again(tmp_path):
   assert describer.described == list(range(1024))
 
 
+def test_a_unit_that_another_run_marked_stays_whole(tmp_path, monkeypatch):
+  numbers = Numbers(np.arange(2100))
+  describer = Describer(bad=(3,), reason='cannot be read now: stale')
+  late = streams.Cached(describer, numbers, tmp_path, 'key')
+  other = streams.Cached(Describer(bad=()), numbers, tmp_path, 'key')
+  plain = joined(other, 0, 2100)
+  # It looked before the other one had marked them.
+  monkeypatch.setattr(late, '_has', lambda unit: False)
+  assert len(joined(late, 0, 2100)[0]) == 2099
+  again = streams.Cached(Describer(), numbers, tmp_path, 'key')
+  assert_same(joined(again, 0, 2100), plain)
+
+
 def test_what_is_no_cache_of_this_search_is_refused(tmp_path):
   streams.Cached(Describer(), Numbers(np.arange(2100)), tmp_path, 'key')
   with pytest.raises(UserError, match='cannot be opened as a cache of this'):

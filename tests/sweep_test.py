@@ -25,6 +25,7 @@ from sjft_jax import (
 )
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
+from sjft_jax.models import frozen, trunks
 from tests import digits
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -324,7 +325,35 @@ def test_what_an_arm_sets_is_not_tried(tmp_path, monkeypatch):
   assert set(names) == {(7, 9)}
 
 
-def test_a_killed_sweep_does_no_finished_run_again(tmp_path, capsys):
+def test_an_arm_keeps_the_weight_of_the_source_that_it_sets(
+  tmp_path, monkeypatch
+):
+  c = small()
+  c.tune.source_weights = (1.0, 0.3)
+  c.arms.picked = ConfigDict(
+    dict(title='', set=dict(train=dict(source_weight=0.7)))
+  )
+  weights = []
+
+  def answer(c, workdir, mesh, donors=()):
+    weights.append(c.train.source_weight)
+    return {'mean_class_accuracy': 0.5}
+
+  monkeypatch.setattr(rounds, 'run', answer)
+  own = arms.settings_of(c, 'picked', 0)
+  found = tuning.tune(c, 'picked', own, tmp_path, None, [])
+  assert set(weights) == {0.7}
+  assert 'source_weight' not in found['chosen']
+
+
+def test_a_killed_sweep_does_no_finished_run_again(
+  tmp_path, capsys, monkeypatch
+):
+  layers = frozen.Conv('conv1', 8, 3, stride=2), frozen.Fire('fire2', 4, 8)
+  tiny = frozen.Network(layers, default=('conv1',))
+  monkeypatch.setitem(
+    trunks.TRUNKS, 'squeezenet_v1_0', lambda c: trunks.Plain(tiny)
+  )
   c, workdir = small(), tmp_path / 'sweep'
   devices = mesh.make(jax.devices()[:1])
   # A fold of few images in place of the test set.
@@ -433,3 +462,25 @@ def test_one_run_is_no_sweep(tmp_path, config):
   assert done.returncode == 2
   assert done.stderr.count('\n') == 1
   assert 'needs a config with arms' in done.stderr
+
+
+def test_a_comparison_has_seeds_of_its_own(tmp_path):
+  c = small()
+  c.seed = 3
+  with pytest.raises(UserError, match='leave seed=3 out') as error:
+    experiment.run(c, tmp_path / 'run', None)
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_files_that_an_arm_lacks_are_missed_before_the_first_runs(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(rounds, 'run', answer_at_random)
+  c = small()
+  c.tune.folds = 0
+  lacking = dict(describe=dict(bank='conv', weights='/nowhere'))
+  c.arms.picked = ConfigDict(dict(title='', set=lacking))
+  with pytest.raises(UserError, match='/nowhere'):
+    experiment.run(c, tmp_path, None)
+  assert not (tmp_path / 'runs').exists()

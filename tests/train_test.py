@@ -41,7 +41,7 @@ def compiled(
   devices=1,
   frozen=(),
   rate=0.05,
-  scan=None,
+  scan=False,
   decay=1e-4,
   drops=(),
   sharded=False,
@@ -110,20 +110,23 @@ def test_eight_devices_have_the_gradient_of_one(trunk):
   for one, eight in zip(*map(jax.tree.leaves, momenta), strict=True):
     largest = np.abs(one).max()
     assert np.abs(np.asarray(eight) - one).max() <= 1e-5 * largest
-  assert max(np.abs(x).max() for x in jax.tree.leaves(momenta[0])) > 0.01
+  # Not of the counts of updates, which it holds, too.
+  moved = [x for x in jax.tree.leaves(momenta[0]) if x.dtype == np.float32]
+  assert max(np.abs(x).max() for x in moved) > 1e-3
 
 
 @pytest.mark.parametrize('scan', [True, False])
 def test_sharded_parameters_train_the_same(monkeypatch, scan):
   monkeypatch.setattr(mesh, '_SPLIT_LEAST', 8)
   states = []
-  for sharded in (False, True):
-    what = compiled(devices=4, scan=scan, sharded=sharded)
+  for sharded, loop in ((False, False), (True, scan)):
+    what = compiled(devices=4, scan=loop, sharded=sharded)
     over, variables, tx, _ = what
     state = train.begin(variables, tx, over, sharded=sharded)
     states.append(fit(what, batches(2), 2, state=state))
-  assert_close(*(s.variables for s in states), rtol=1e-5, atol=1e-6)
-  assert_close(*(s.opt_state for s in states), rtol=1e-5, atol=1e-6)
+  near = dict(rtol=1e-4, atol=1e-5) if scan else dict(rtol=1e-5, atol=1e-6)
+  assert_close(*(s.variables for s in states), **near)
+  assert_close(*(s.opt_state for s in states), **near)
   # A quarter, but for what four do not divide.
   held = [
     sum(x.addressable_data(0).size for x in jax.tree.leaves(s)) for s in states
@@ -146,7 +149,7 @@ def test_statistics_per_device_are_those_of_its_own_images():
     atol=1e-5,
   )
   # Of other images each, its statistics are its own, and the averages the mean.
-  data = list(batches(1, m=1, t=8, s=8))
+  data = list(batches(1))
   parts = [
     {name: x[:, i : i + 1] for name, x in data[0].items()} for i in range(8)
   ]
@@ -158,8 +161,7 @@ def test_statistics_per_device_are_those_of_its_own_images():
 
 def test_a_loop_inside_the_program_is_the_program_called_again():
   states = [
-    fit(compiled(scan=scan), batches(2, m=3, t=4, s=4), 2)
-    for scan in (True, False)
+    fit(what, batches(2), 2) for what in (compiled(scan=True), compiled())
   ]
   assert_close(*(s.variables for s in states), rtol=1e-4, atol=1e-5)
 
@@ -174,11 +176,11 @@ def test_micro_batches_add_up_to_the_batch():
   assert_close(apart.params, whole.params, rtol=1e-5, atol=1e-7)
 
 
-def test_three_updates_are_caffes_of_the_summed_loss_in_float64():
+def test_two_updates_are_caffes_of_the_summed_loss_in_float64():
   """Across a drop of the rate; the gradient by central differences."""
-  decay, rates = 0.01, (0.05, 0.005, 0.005)
+  decay, rates = 0.01, (0.05, 0.005)
   what = compiled('release', decay=decay, drops=(1,))
-  data = list(batches(3, t=4, s=4))
+  data = list(batches(2, t=4, s=4))
   flat = traverse_util.flatten_dict(what[1]['params'], sep='/')
   w = {name: np.float64(x) for name, x in flat.items()}
   v = dict.fromkeys(w, 0.0)
@@ -190,11 +192,11 @@ def test_three_updates_are_caffes_of_the_summed_loss_in_float64():
       g = g / 2 + (0 if head_bias else decay) * w[name]
       v[name] = 0.9 * v[name] + rate * (2 if head_bias else 1) * g
     w = {name: w[name] - v[name] for name in w}
-  found = traverse_util.flatten_dict(fit(what, data, 3).params, sep='/')
+  found = traverse_util.flatten_dict(fit(what, data, 2).params, sep='/')
   for name in w:
     scale = np.abs(w[name]).max()
     np.testing.assert_allclose(found[name], w[name], rtol=0, atol=1e-5 * scale)
-    assert np.abs(found[name] - flat[name]).max() > 1e-3 * scale
+    assert np.abs(found[name] - flat[name]).max() > 5e-4 * scale
 
 
 def summed_loss(w, batch):

@@ -12,7 +12,7 @@ from configs import default
 from sjft_jax import arms, learn, mesh, tuning
 from sjft_jax.data import datasets
 from sjft_jax.report import pages
-from tests import digits
+from tests import digits, small
 
 OPENED = []  # names of files, while a test watches
 WATCHED = []  # directories whose files are noted
@@ -92,6 +92,7 @@ def settings(folder):
 
 def test_no_test_image_is_opened(folder, opened, tmp_path, monkeypatch):
   monkeypatch.setattr(learn, 'Learner', Reader)
+  small.bank(monkeypatch.setattr)
   # Pages are of what was found, and take longer than all else here.
   monkeypatch.setattr(pages, 'write_run', lambda *arguments: None)
   c = settings(folder)

@@ -119,6 +119,43 @@ def test_a_neighbour_that_is_missing_is_found(finished, monkeypatch):
     verify.verify(finished, targets=12, sources=149, seed=0)
 
 
+def test_rows_that_lack_their_last_place_are_found(finished, monkeypatch):
+  reopen = retrieval.reopen
+
+  def altered(*args):
+    run = reopen(*args)
+    run.table.index_qk = run.table.index_qk[:, :-1]
+    run.table.distance_qk = run.table.distance_qk[:, :-1]
+    return run
+
+  monkeypatch.setattr(retrieval, 'reopen', altered)
+  with pytest.raises(UserError, match='not listed, the last neighbour at inf'):
+    verify.verify(finished, targets=1, sources=149, seed=0)
+
+
+def test_an_image_that_can_be_read_again_is_passed_over(finished, monkeypatch):
+  reopen = retrieval.reopen
+
+  def altered(*args):
+    run = reopen(*args)
+    bad = run.source.ids.tolist().index('main:1/bad.png')
+    nearest, read = int(run.table.index_qk[0, 0]), run.source.read
+    mended = dataclasses.replace(
+      run.source, read=lambda i: read(nearest if i == bad else i)
+    )
+    return dataclasses.replace(run, source=mended)
+
+  monkeypatch.setattr(retrieval, 'reopen', altered)
+  checked = verify.verify(finished, targets=12, sources=149, seed=0)
+  assert checked['source images'] == 149
+  assert checked['distances that agree'] == 12 * 12
+
+
+def test_the_directory_of_a_comparison_gets_advice(tmp_path):
+  with pytest.raises(UserError, match='one of its runs/<arm>-<seed>'):
+    verify.verify(tmp_path, targets=1, sources=1, seed=0)
+
+
 def test_a_neighbour_that_cannot_be_read_any_more_is_found(
   finished, monkeypatch
 ):

@@ -1,4 +1,5 @@
 import json
+import pathlib
 
 import pytest
 
@@ -83,3 +84,28 @@ def test_seconds_add_up_over_restarts_and_interruptions(tmp_path):
     pass
   stored = json.loads((tmp_path / 'seconds.json').read_text())
   assert list(stored) == ['search', 'train']
+
+
+@pytest.mark.parametrize('at', range(1, 4))
+def test_a_start_killed_while_it_begins_anew_does_not_bind_the_next(
+  tmp_path, monkeypatch, at
+):
+  workdirs.claim(tmp_path, SETTINGS)
+  (tmp_path / 'guard').mkdir()
+  for name in ('data.json', 'seconds.json', 'guard/record.json'):
+    (tmp_path / name).write_text('{}')
+  unlink, left = pathlib.Path.unlink, list(range(at))
+
+  def killed(path):
+    if not left:
+      raise KeyboardInterrupt
+    left.pop()
+    unlink(path)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, 'unlink', killed)
+    patch.setattr(workdirs.files, 'write_json', lambda *_: killed(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+      workdirs.claim(tmp_path, SETTINGS | {'seed': 1})
+  workdirs.claim(tmp_path, SETTINGS | {'seed': 2})
+  assert [path.name for path in tmp_path.iterdir()] == ['config.json']

@@ -541,17 +541,18 @@ def open_target(
 
 
 def _relabel(test: Dataset, classes: tuple[str, ...]) -> Dataset:
+  label_of = {name: label for label, name in enumerate(classes)}
   # A Mac writes é as e and an accent, others as one character.
   composed = functools.partial(unicodedata.normalize, 'NFC')
-  label_of = {composed(name): label for label, name in enumerate(classes)}
-  unknown = [name for name in test.classes if composed(name) not in label_of]
+  alike = {composed(name): label for name, label in label_of.items()}
+  found = [label_of.get(x, alike.get(composed(x), -1)) for x in test.classes]
+  label = np.array(found, np.int32)
+  unknown = [name for name, i in zip(test.classes, found, strict=True) if i < 0]
   if unknown:
     raise errors.UserError(
       'target.test may only hold classes of target.train; it also holds'
       f' {_some(unknown)}: rename or remove them.'
     )
-  label = [label_of[composed(name)] for name in test.classes]
-  label = np.array(label, np.int32)
   return dataclasses.replace(test, classes=classes, labels=label[test.labels])
 
 

@@ -94,7 +94,7 @@ def load(path, setting: str) -> Pack:
     ) from e
   members.sort(key=lambda member: member[0])
   names = [name for name, _, _ in members]
-  for name, after in zip(names, [*names[1:], None], strict=True):
+  for name, after in zip(names, [*names, None][1:], strict=True):
     if name == after or name.startswith('/') or '..' in name.split('/'):
       fault = 'comes twice' if name == after else 'leads out of it'
       raise errors.UserError(

@@ -2,6 +2,7 @@ import io
 import os
 import sys
 import types
+import unicodedata
 
 import numpy as np
 import pytest
@@ -98,6 +99,32 @@ def test_links_are_followed_once_and_broken_ones_fail_when_read(tmp_path):
   assert pool.sizes.tolist() == [1, 1, -1]
   with pytest.raises(FileNotFoundError):
     pool.read(2)
+
+
+def test_folders_around_the_classes_are_left_out(tmp_path, bucket):
+  _write(tmp_path / 'plain', 'a/1.jpg', 'b/x/2.jpg')
+  _write(tmp_path / 'deep', 'set/images/a/1.jpg', 'set/images/b/x/2.jpg')
+  store.fill(bucket, 'b', tmp_path / 'deep')
+  plain = _pool(tmp_path / 'plain')
+  for deep in (_pool(tmp_path / 'deep'), _pool('gs://b/')):
+    assert deep.ids.tolist() == plain.ids.tolist()
+    assert deep.digest == plain.digest
+    assert deep.read(1) == b'x'
+
+
+def test_images_may_have_any_of_a_jpegs_suffixes(tmp_path):
+  _write(tmp_path, 'a/1.JFIF', 'a/2.jpe', 'a/3.Jpeg', 'a/4.jpg')
+  assert len(_pool(tmp_path)) == 4
+
+
+def test_a_link_that_leads_up_adds_nothing(tmp_path):
+  _write(tmp_path, 'pool/a/1.jpg', 'pool/b/2.jpg')
+  (tmp_path / 'pool/a/up').symlink_to(tmp_path / 'pool')
+  (tmp_path / 'pool/b/far').symlink_to(tmp_path)
+  assert _pool(tmp_path / 'pool').ids.tolist() == [
+    'main:a/1.jpg',
+    'main:b/2.jpg',
+  ]
 
 
 def _no_folder(root):
@@ -254,6 +281,16 @@ def test_a_training_class_may_lack_test_images(tmp_path):
   train, test = datasets.open_target(spec, seed=0)
   assert test.classes == train.classes == ('a', 'b', 'c')
   assert test.labels.tolist() == [2, 2]
+
+
+def test_a_class_is_the_same_however_its_accents_are_written(tmp_path):
+  name = unicodedata.normalize('NFC', 'café')
+  _write(tmp_path, f'train/{name}/1.jpg', 'train/a/1.jpg', 'test/a/2.jpg')
+  _write(tmp_path, f'test/{unicodedata.normalize("NFD", name)}/2.jpg')
+  parts = {part: str(tmp_path / part) for part in ('train', 'test')}
+  train, test = datasets.open_target({'kind': 'folder'} | parts, seed=0)
+  assert test.classes == train.classes == ('a', name)
+  assert test.labels.tolist() == [0, 1]
 
 
 def test_unknown_test_classes_are_named_five_at_most(tmp_path):

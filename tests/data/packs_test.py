@@ -1,4 +1,5 @@
 import concurrent.futures
+import errno
 import io
 import os
 import tarfile
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from sjft_jax import errors
-from sjft_jax.data import datasets, packs
+from sjft_jax.data import datasets, packs, pipelines
 from tests import store
 
 KINDS = ('zip', 'tar', 'tar.gz', 'tgz')
@@ -108,6 +109,13 @@ def test_folders_around_the_classes_are_left_out(tmp_path, content, kind):
   deep = {f'set/images/{name}': data for name, data in content.items()}
   _write(tmp_path / f'x.{kind}', deep)
   assert _pool(tmp_path / f'x.{kind}').digest == plain.digest
+
+
+def test_a_folder_of_the_parts_of_a_set_is_refused_with_the_part(tmp_path):
+  parts = {'set/train/a/1.jpg': b'1', 'set/test/a/2.jpg': b'2'}
+  _write(tmp_path / 'x.zip', parts)
+  with pytest.raises(errors.UserError, match=r'as .*x\.zip/set/train'):
+    _pool(tmp_path / 'x.zip')
 
 
 def test_one_class_is_a_class(tmp_path):
@@ -241,11 +249,37 @@ def test_a_damaged_member_is_a_bad_image_and_the_others_are_good(tmp_path):
   assert pool.read(1) == second
 
 
+def test_a_damaged_lzma_member_is_a_bad_image(tmp_path):
+  with zipfile.ZipFile(tmp_path / 'x.zip', 'w') as archive:
+    archive.writestr('a/1.jpg', b'same' * 99, zipfile.ZIP_LZMA)
+  data = bytearray((tmp_path / 'x.zip').read_bytes())
+  # After a header and a name, LZMA's version, size and properties.
+  data[30 + len('a/1.jpg') + 4] = 255
+  (tmp_path / 'x.zip').write_bytes(data)
+  with pytest.raises(packs.DamagedError, match='damaged in the archive'):
+    _pool(tmp_path / 'x.zip').read(0)
+
+
+@pytest.mark.parametrize('kind', ['zip', 'tar'])
+def test_what_the_disk_does_is_no_damage(tmp_path, monkeypatch, kind):
+  _write(tmp_path / f'x.{kind}', {'a/1.jpg': b'1'})
+  pool = _pool(tmp_path / f'x.{kind}')
+
+  def stale(*args):
+    raise OSError(errno.ESTALE, 'Stale file handle')
+
+  monkeypatch.setattr('sjft_jax.paths.open', stale, raising=False)
+  with pytest.raises(OSError, match='Stale') as e:
+    pool.read(0)
+  assert pipelines.is_transient(e.value)
+
+
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
     ({'1.jpg': b'1', 'a/2.jpg': b'2'}, '1 images lie beside'),
     ({'a/1.txt': b'1'}, 'no image lies in'),
+    ({}, 'no image lies in'),
   ],
 )
 def test_other_layouts_get_one_clear_line(tmp_path, content, message):

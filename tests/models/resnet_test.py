@@ -62,10 +62,17 @@ def test_v1_5_is_the_common_resnet152():
   assert sum(np.prod(shape) for shape in params.values()) == 58_143_808
 
 
-@pytest.mark.parametrize('name', resnet.TRUNKS)
-def test_width_halves_the_kernels_of_every_layer(name):
-  _, full = abstract(resnet.TRUNKS[name](), 64)
-  _, half = abstract(resnet.TRUNKS[name](width=0.5), 64)
+def noise(*shape):
+  return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def averaging(norm):
+  return jax.jit(functools.partial(norm.apply, mutable=['batch_stats']))
+
+
+def test_width_halves_the_kernels_of_every_layer():
+  _, full = abstract(resnet.TRUNKS['resnet26'](), 64)
+  _, half = abstract(resnet.TRUNKS['resnet26'](width=0.5), 64)
   full, half = shapes(full['params']), shapes(half['params'])
   assert full.keys() == half.keys()
   for layer, shape in full.items():
@@ -77,11 +84,9 @@ def test_converted_averages_forget_as_fast_as_momentum_says():
   norm = resnet.BatchNorm(train=True, momentum=0.9)
   x = jnp.asarray(np.random.default_rng(0).normal(3, 1, (4, 5, 5, 2)))
   x = x.astype(jnp.float32)
-  variables = norm.init(jax.random.key(0), x)
+  variables = jax.jit(norm.init)(jax.random.key(0), x)
   stats = variables['batch_stats'] | {'weight': jnp.float32(1000)}
-  _, after = norm.apply(
-    {**variables, 'batch_stats': stats}, x, mutable=['batch_stats']
-  )
+  _, after = averaging(norm)({**variables, 'batch_stats': stats}, x)
   mean = after['batch_stats']['mean']
   np.testing.assert_allclose(mean, 0.1 * np.mean(x, (0, 1, 2)), rtol=1e-5)
 
@@ -89,9 +94,9 @@ def test_converted_averages_forget_as_fast_as_momentum_says():
 @pytest.mark.parametrize('size', [2, 3, 7, 8, 112])
 def test_max_pool_keeps_the_windows_that_are_cut(size):
   x = np.random.default_rng(0).normal(size=(2, size, size + 1, 3))
-  pooled = resnet.max_pool_ceil(jnp.asarray(x, jnp.float32))
+  pooled = jax.jit(resnet.max_pool_ceil)(jnp.asarray(x, jnp.float32))
   np.testing.assert_array_equal(pooled, pool(x.astype(np.float32)))
-  pooled = resnet.max_pool_padded(jnp.asarray(x, jnp.float32))
+  pooled = jax.jit(resnet.max_pool_padded)(jnp.asarray(x, jnp.float32))
   np.testing.assert_array_equal(pooled, pool_padded(x.astype(np.float32)))
 
 
@@ -102,9 +107,11 @@ def test_gradient_of_the_pool_goes_to_each_maximum(monkeypatch, pool, backend):
   monkeypatch.setattr(jax, 'default_backend', lambda: backend)
   x = np.random.default_rng(0).permutation(2 * 8 * 9 * 3).reshape(2, 8, 9, 3)
   x = jnp.asarray(x, jnp.float32)
-  y = np.asarray(pool(x))
-  g = np.random.default_rng(1).normal(size=y.shape)
-  (found,) = jax.vjp(pool, x)[1](jnp.asarray(g, jnp.float32))
+  shape = jax.eval_shape(lambda x: pool(x), x).shape
+  g = np.random.default_rng(1).normal(size=shape)
+  # Functions of their own: traces are kept by function, whatever the backend.
+  both = jax.jit(lambda x, g: (pool(x), jax.vjp(lambda x: pool(x), x)[1](g)[0]))
+  y, found = map(np.asarray, both(x, jnp.asarray(g, jnp.float32)))
   expected = np.zeros(x.shape)
   # Every value occurs once.
   for value, slope in zip(y.ravel(), g.ravel(), strict=True):
@@ -117,8 +124,8 @@ def test_kernels_of_one_pixel_are_no_copies_of_the_map():
   block = resnet.Bottleneck(
     8, 1, False, False, lambda name: lambda x: x, jnp.float32
   )
-  x = jnp.zeros((4, 16, 16, 32))
-  params = block.init(jax.random.key(0), x)
+  x = jax.ShapeDtypeStruct((4, 16, 16, 32), jnp.float32)
+  params = jax.eval_shape(block.init, jax.random.key(0), x)
   gradient = jax.jit(jax.grad(lambda p, x: block.apply(p, x).sum()))
   compiled = gradient.lower(params, x).compile().as_text()
   m = 4 * 16 * 16
@@ -274,9 +281,9 @@ def pool_padded(x):
 
 def test_first_running_averages_are_those_of_the_first_batch():
   norm = resnet.BatchNorm(train=True, momentum=0.999)
-  x = jax.random.normal(jax.random.key(0), (8, 4, 4, 2)) * 3 + 1
-  variables = norm.init(jax.random.key(0), x)
-  _, updated = norm.apply(variables, x, mutable=['batch_stats'])
+  x = noise(8, 4, 4, 2) * 3 + 1
+  variables = jax.jit(norm.init)(jax.random.key(0), x)
+  _, updated = averaging(norm)(variables, x)
   found = updated['batch_stats']
   rows = np.asarray(x, np.float64).reshape(-1, 2)
   np.testing.assert_allclose(found['mean'], rows.mean(0), rtol=1e-5)
@@ -286,9 +293,9 @@ def test_first_running_averages_are_those_of_the_first_batch():
 @pytest.mark.parametrize('some', [slice(2), slice(2, None)])
 def test_running_averages_of_some_images_of_the_batch(some):
   norm = resnet.BatchNorm(True, 0.9, averaged=some)
-  x = jax.random.normal(jax.random.key(0), (5, 3, 3, 2)) * 3 + 1
-  variables = norm.init(jax.random.key(0), x)
-  y, updated = norm.apply(variables, x, mutable=['batch_stats'])
+  x = noise(5, 3, 3, 2) * 3 + 1
+  variables = jax.jit(norm.init)(jax.random.key(0), x)
+  y, updated = averaging(norm)(variables, x)
   rows = np.asarray(x[some], np.float64).reshape(-1, 2)
   found = updated['batch_stats']
   np.testing.assert_allclose(found['mean'], rows.mean(0), rtol=1e-5)
@@ -302,7 +309,7 @@ def test_running_averages_of_some_images_of_the_batch(some):
 def test_rematerialisation_changes_nothing(variant):
   trunk = resnet.ResNet((1,), width=1 / 32, stem='small', variant=variant)
   variables = random_variables(trunk, 6)
-  image = jax.random.normal(jax.random.key(0), (3, 6, 6, 3))
+  image = noise(3, 6, 6, 3)
 
   @functools.partial(jax.jit, static_argnums=0)
   def gradient(trunk, params):
@@ -327,7 +334,7 @@ def test_rematerialisation_changes_nothing(variant):
 def test_bfloat16_keeps_parameters_and_feature_float32():
   trunk = resnet.ResNet((1,), width=0.125, dtype=jnp.bfloat16)
   variables = random_variables(trunk, 16)
-  image = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+  image = noise(2, 16, 16, 3)
   feature, updated = apply(trunk, variables, image, True)
   exact, _ = apply(trunk.clone(dtype=jnp.float32), variables, image, True)
   dtypes = {x.dtype for x in jax.tree.leaves((variables, updated, feature))}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from sjft_jax import train
 from sjft_jax.models import resnet, two_heads
 from sjft_jax.models.convention import CAFFE, TORCHVISION
 
@@ -14,10 +15,20 @@ from sjft_jax.models.convention import CAFFE, TORCHVISION
 def network():
   trunk = resnet.ResNet((1,), width=0.125, stem='small')
   model = two_heads.TwoHeads(trunk, target_classes=3, source_classes=5)
-  variables = model.init(
-    jax.random.key(0), images(1, 0), images(1, 0), train=False
+  return model, train.init(model, 0, 8)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def apply(model, variables, target, source, training):
+  return model.apply(
+    variables, target, source, training, mutable=['batch_stats']
   )
-  return model, variables
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def feature_of(model, variables, image):
+  alone = {kind: tree['trunk'] for kind, tree in variables.items()}
+  return model.trunk.apply(alone, model.convention(image), False)
 
 
 def images(n, seed):
@@ -29,16 +40,12 @@ def images(n, seed):
 def test_each_half_goes_to_its_own_head(t, s):
   model, variables = network()
   target, source = images(t, 1), images(s, 2)
-  logits = model.apply(variables, target, source, train=False)
+  logits, _ = apply(model, variables, target, source, False)
   for name, part, image in zip(
     ('target_head', 'source_head'), logits, (target, source), strict=True
   ):
     head = jax.tree.map(np.float64, variables['params'][name])
-    feature = model.trunk.apply(
-      {kind: tree['trunk'] for kind, tree in variables.items()},
-      model.convention(jnp.asarray(image)),
-      False,
-    )
+    feature = feature_of(model, variables, image)
     assert part.shape == (len(image), len(head['bias']))
     assert part.dtype == jnp.float32
     expected = np.float64(feature) @ head['kernel'] + head['bias']
@@ -47,13 +54,10 @@ def test_each_half_goes_to_its_own_head(t, s):
 
 def test_training_normalises_over_both_halves():
   model, variables = network()
-  apply = functools.partial(
-    model.apply, variables, train=True, mutable=['batch_stats']
-  )
   target, source = images(4, 1), images(4, 2)
-  (alone, _), _ = apply(target, source[:0])
-  (joint, _), _ = apply(target, source)
-  (swapped, _), _ = apply(target, source[::-1])
+  (alone, _), _ = apply(model, variables, target, source[:0], True)
+  (joint, _), _ = apply(model, variables, target, source, True)
+  (swapped, _), _ = apply(model, variables, target, source[::-1], True)
   assert np.abs(joint - alone).max() > 1e-4
   np.testing.assert_allclose(joint, swapped, rtol=1e-4, atol=1e-6)
 
@@ -66,7 +70,7 @@ def test_which_half_enters_the_running_averages(averages, part):
   model, variables = network()
   model = model.clone(averages=averages)
   both = images(4, 1), images(3, 2)
-  _, updated = model.apply(variables, *both, True, mutable=['batch_stats'])
+  _, updated = apply(model, variables, *both, True)
   found = updated['batch_stats']['trunk']['norm1']['mean']
   x = CAFFE(jnp.concatenate(both)[part])
   kernel = variables['params']['trunk']['conv1']['kernel']
@@ -76,7 +80,7 @@ def test_which_half_enters_the_running_averages(averages, part):
   np.testing.assert_allclose(found, response.mean((0, 1, 2)), rtol=1e-4)
   # A half that is alone is averaged whatever the setting.
   alone, plain = (
-    m.apply(variables, both[0], both[1][:0], True, mutable=['batch_stats'])[1]
+    apply(m, variables, both[0], both[1][:0], True)[1]
     for m in (model, model.clone(averages='both'))
   )
   jax.tree.map(np.testing.assert_array_equal, alone, plain)
@@ -88,9 +92,7 @@ def test_heads_begin_small_and_without_bias():
       return image_nhwc.reshape(len(image_nhwc), -1)
 
   model = two_heads.TwoHeads(Identity(), 100, 200)
-  params = model.init(
-    jax.random.key(0), images(1, 0), images(0, 0), train=False
-  )['params']
+  params = train.init(model, 0, 8)['params']
   for name, classes in (('target_head', 100), ('source_head', 200)):
     kernel = params[name]['kernel']
     assert kernel.shape == (192, classes)

@@ -17,7 +17,7 @@ import pytest
 from sjft_jax import reasons, suspects
 from sjft_jax.data import datasets
 from sjft_jax.report import comparison as report_comparison
-from sjft_jax.report import galleries, pages, record, summary
+from sjft_jax.report import galleries, pages, plots, record, summary
 
 NASTY = '<script>alert("1")</script> & \'q\' $\\frac$ 漢字'
 VOID = {'img', 'link', 'meta'}
@@ -743,3 +743,36 @@ def test_a_guard_switched_off_is_not_called_clean(tmp_path, target, pool):
   )
   assert 'Nobody looked' in page.text
   assert 'None of the' not in page.text
+
+
+def test_what_could_be_compared_by_bytes_alone_is_said(tmp_path, target, pool):
+  page = with_guard(
+    tmp_path / 'run', target, pool, test_images_without_look=1234
+  )
+  assert 'Of 1,234 test images only name and bytes could be' in page.text
+
+
+def test_very_many_classes_have_a_table_of_mistakes_and_no_plot(
+  tmp_path, target, pool
+):
+  make_run(tmp_path, target, pool)
+  classes = [f'c{i}' for i in range(401)]
+  counts = np.diag(np.full(401, 5))
+  counts[7, 9], counts[9, 7] = 2, 1
+  with open(tmp_path / 'rounds' / '1' / 'confusion.csv', 'w') as file:
+    writer = csv.writer(file)
+    writer.writerow(['true class', *classes])
+    writer.writerows([n, *row] for n, row in zip(classes, counts, strict=True))
+  page = Page(pages.write_run(tmp_path, target, pool))
+  assert ['c7', 'c9', '2 of 7', '29', '1'] in page.cells
+  assert not any('diagonal' in a['aria-label'] for a in page.all('svg'))
+
+
+def test_a_mean_without_an_interval_is_said_without_one():
+  arms = [
+    plots.Dots('few', [0.5], 0.5, np.nan, np.nan),
+    plots.Dots('many', [0.5, 0.7], 0.6, 0.4, 0.8),
+  ]
+  svg = plots.dots('x', 'Difference', 'points', arms, '')['svg']
+  assert 'aria-label="Difference in points. few: 0.5. many: 0.6, from' in svg
+  assert 'nan' not in svg

@@ -36,7 +36,8 @@ gcloud compute tpus tpu-vm scp "$archive" "$name:sjft.tar.gz" \
 on_all 'set -e
   mkdir -p sjft && tar -xzf sjft.tar.gz -C sjft && cd sjft
   python=$(command -v python3.11 || command -v python3)
-  test -x .venv/bin/pip || "$python" -m venv --clear .venv
+  .venv/bin/python -c "import pip, sys; assert sys.version_info >= (3, 11)" \
+    2>/dev/null || "$python" -m venv --clear .venv
   .venv/bin/python -m pip install --quiet --editable ".[cloud,tpu]" \
     --find-links=https://storage.googleapis.com/jax-releases/libtpu_releases.html'
 

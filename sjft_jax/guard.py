@@ -44,7 +44,7 @@ def withhold(c, train, test, pool, workdir, donors=()):
   that repeat each other, of which none is removed.
 
   Args:
-    c: every setting; `guard` and `threads` are read.
+    c: every setting; `guard`, `threads` and `max_bad_fraction` are read.
     train: target training images.
     test: target test images.
     pool: the source, or None.
@@ -56,7 +56,8 @@ def withhold(c, train, test, pool, workdir, donors=()):
     The pool without them; None if there is none.
 
   Raises:
-    UserError: if the directory holds the check of other data sets.
+    UserError: if the directory holds the check of other data sets, or if an
+      image of the target, or too many of the source, cannot be read now.
   """
   if pool is None:
     return None
@@ -97,7 +98,7 @@ def withhold(c, train, test, pool, workdir, donors=()):
   if unread := record.get('source_images_unread'):
     print(
       f'{unread} source images could not be read when they were to be checked, '
-      'and are withheld, too.',
+      f'and are withheld, too: see {directory / "record.json"}.',
       flush=True,
     )
   return pool.without(record['withheld'])
@@ -216,10 +217,12 @@ def _check(c, train, test, pool, directory, key):
   hits = leaks + by_part['repeats'] * c.guard.withhold_train
   withheld = {str(pool.ids[hit.source]) for hit in hits}
   # What nobody could look at is not learnt from.
+  parts = ('quarantine', 'repeats')[: 1 + c.guard.withhold_train]
   unread = {
     i
+    for part in parts
     for name in pool.sources
-    for i in counts.get('quarantine', {}).get(name, {}).get('unread', ())
+    for i in counts.get(part, {}).get(name, {}).get('unread', ())
   }
   if len(unread) > c.max_bad_fraction * len(pool):
     raise UserError(

@@ -25,7 +25,8 @@ def load(c, workdir):
 
   Raises:
     UserError: if a set cannot be opened, is not the one this run began with,
-      or has too many unreadable images.
+      or has too many unreadable images, or none that is readable of a class or
+      for the test; if an image cannot be read now.
   """
   train, test = datasets.open_target(c.target, c.seed, testing=c.rounds > 0)
   pool = None
@@ -41,16 +42,12 @@ def load(c, workdir):
   with progress.bar(len(train) + len(test), 'check target') as bar:
     for dataset in (train, test):
       bad |= find_bad(dataset, c.threads, bar)
-  for name, reason in bad.items():
-    # A later start might read it, and then be one with other images.
-    if reason.startswith(pipelines.UNREADABLE):
-      raise UserError(
-        f'{name}: {reason}. Give yourself the right to read it, or look after '
-        'its disk, then give the same command again.'
-      )
   report_bad(c, workdir, bad, len(train) + len(test))
   train, test = _without(train, bad), _without(test, bad)
+  # A draw of some images may have met the broken ones of a class alone.
+  drawn = c.target.per_class or c.target.folds or c.target.held_out
   lost = np.setdiff1d(np.arange(len(train.classes)), train.labels)
+  lost = [] if drawn else lost
   if len(lost) or (c.rounds and not len(test)):
     what = 'test image'
     if len(lost):
@@ -66,6 +63,9 @@ def find_bad(dataset, threads, bar):
   """{id: reason} of the images that cannot be decoded; moves the bar on.
 
   Each process decodes a share.
+
+  Raises:
+    UserError: if one cannot be read now.
   """
   index, count = meshes.share()
   mine = dataset.subset(np.arange(index, len(dataset), count))
@@ -74,7 +74,15 @@ def find_bad(dataset, threads, bar):
     bar.update(min(count, bar.total - bar.n))
     if reason is not None:
       bad[str(mine.ids[i])] = reason
-  return functools.reduce(operator.or_, processes.gathered(bad))
+  found = functools.reduce(operator.or_, processes.gathered(bad))
+  for name, reason in found.items():
+    # A later start might read it, and then be one with other images.
+    if reason.startswith(pipelines.UNREADABLE):
+      raise UserError(
+        f'{name}: {reason}. Give yourself the right to read it, or look after '
+        'its disk, then give the same command again.'
+      )
+  return found
 
 
 def report_bad(c, workdir, bad, total):

@@ -218,14 +218,21 @@ def _regions(dataset, i) -> list[np.ndarray]:
 
 
 def _compare_wholes(source, target, pair) -> float:
-  """How like each other two pictures of equal name are; 0 if unreadable."""
-  with contextlib.suppress(OSError, preprocess.BadImage):
+  """How like each other two pictures of equal name are; 0 if they are none."""
+  try:
     regions = _regions(source, pair[0]), target.regions(pair[1])
-    if all(regions):
-      return fingerprints.compare(
-        regions[0][0], regions[1][0], fingerprints.VIEWS[0], mirrored=False
-      )
-  return 0.0
+  except preprocess.BadImage:
+    return 0.0
+  except OSError as error:
+    # Such pairs decide whether names are trusted.
+    if pipelines.is_transient(error):
+      raise UserError(_lost(source.ids[pair[0]], error)) from error
+    return 0.0
+  if not all(regions):
+    return 0.0
+  return fingerprints.compare(
+    regions[0][0], regions[1][0], fingerprints.VIEWS[0], mirrored=False
+  )
 
 
 def _candidates(part, target, screen) -> dict[int, list[tuple]]:
@@ -268,6 +275,14 @@ def _halves(prints):
   return prints[..., : fingerprints.EVEN], prints[..., fingerprints.EVEN :]
 
 
+def _lost(name, error) -> str:
+  return (
+    f'{name}, or a target image like it, cannot be read now ({error}): '
+    'unchecked, it might leak. Look after its disk, then give the same command '
+    'again.'
+  )
+
+
 def _compare(source, target, candidate) -> list[tuple]:
   """[((source, target), similarity)] of one source image's candidates."""
   i, rows = candidate
@@ -286,9 +301,5 @@ def _compare(source, target, candidate) -> list[tuple]:
         best[i, t] = max(r, best.get((i, t), 0.0))
   except OSError as error:
     # It could be read when it was hashed: passed over, it might leak.
-    raise UserError(
-      f'{source.ids[i]}, or a target image like it, could be read before and '
-      f'cannot now ({error}). Look after its disk, then give the same command '
-      'again.'
-    ) from error
+    raise UserError(_lost(source.ids[i], error)) from error
   return list(best.items())

@@ -202,7 +202,8 @@ def _end_round(c, directory, budget_q, posterior_qc, test_nc, target, test):
       maximum=c.budget.maximum,
     )
   )
-  if processes.first():
+  # One that is there may be read by others just now.
+  if processes.first() and not (directory / 'budget.csv').exists():
     _write_round(
       directory, budget_q, next_q, posterior_qc, test_nc, target, test
     )

@@ -137,11 +137,11 @@ def check(c):
       'budget.depth',
       f'0 or at least {c.budget.maximum} (budget.maximum)',
     )
-  chosen = 'neighbours', 'features', 'random', 'none'
+  chosen = 'neighbours', 'features', 'classes', 'random', 'none'
   need(
     not c.budget.images or c.selection in chosen,
     'budget.images',
-    f'0 for selection={c.selection}, which does not choose image by image',
+    f'0 for selection={c.selection}, which takes what it takes',
   )
   if c.describe.bank == 'conv':
     need(

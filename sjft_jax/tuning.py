@@ -217,6 +217,8 @@ def apply(
 
 def banks(c, arm, own) -> list:
   """The settings of an arm with each bank that is tried."""
+  if not room(c, arm).folds:
+    return []
   tried = []
   for name in _values(c, arm, own).get('bank', ()):
     trial = copy.deepcopy(own)

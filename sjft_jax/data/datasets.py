@@ -139,7 +139,7 @@ def _folder(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
   need = f'{setting} needs a folder that holds one folder of images per class'
   if not part:
     raise errors.UserError(f'{need}; none was given: --config.{setting}=DIR.')
-  root = _root(part)
+  root = paths.path(part)
   if root.name.lower().endswith('.csv') and root.is_file():
     return _listed(root, setting)
   if found := packs.split(root):
@@ -158,8 +158,9 @@ def _folder(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
       f'{need}; {part} holds no folder: make one per class, named after it.'
     )
   depth = min((name.count(os.sep) for _, name, _ in rows), default=0)
-  if len(folders) == 1 and depth > 1:
-    # As in an archive: what all images have in common is no class.
+  if len(folders) == 1 and depth > 1 and setting != 'target.test':
+    # As in an archive: what all images have in common is no class. (Of a test
+    # set it may be one.)
     return _folder({}, f'{part.rstrip("/")}/{folders[0]}', setting)
   _refuse_parts(folders, part, setting)
   names = [name for _, name, _ in rows]
@@ -183,12 +184,6 @@ def _refuse_parts(folders, part, setting):
     f'{part} holds are the parts of a set, {", ".join(folders)}: give one of '
     f'them, as {part}/{likely}.'
   )
-
-
-def _root(text):
-  """The path of a folder, an archive or a csv."""
-  root = paths.path(text)
-  return root if paths.in_store(root) else root.expanduser()
 
 
 def _walked(root):
@@ -691,9 +686,10 @@ def _quota(dataset: Dataset, quota: int, setting: str) -> np.ndarray:
 def _place(spec: Mapping[str, Any]) -> tuple[str, ...]:
   """Where a source's images are: equal for sources that are named the same.
 
-  An archive beside a part of it, or overlapping splits, are not recognised.
+  An archive beside a part of it, a folder beside what it wraps, or overlapping
+  splits, are not recognised.
   """
   if spec['kind'] == 'folder':
-    root = _root(spec['dir'])
+    root = paths.path(spec['dir'])
     return 'folder', str(root if paths.in_store(root) else root.resolve())
   return spec['kind'], spec['name'], spec['dir'], spec['split']

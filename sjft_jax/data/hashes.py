@@ -19,7 +19,7 @@ from sjft_jax.data import datasets, fingerprints, pipelines, preprocess
 
 PART = 16384  # images
 FORMAT = 1  # of the parts; another one where a fingerprint changes its meaning
-_PROBES = 32
+_PROBES = 4  # of a part
 _UNREADABLE = bytes(32)
 _FIELDS = 'sha256', 'fingerprint', 'owner', 'region'
 

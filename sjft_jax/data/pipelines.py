@@ -6,6 +6,7 @@ comes out depends on the arguments alone, never on the number of threads.
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -14,8 +15,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from sjft_jax import processes
 from sjft_jax.data import datasets, packs, preprocess
+from sjft_jax.processes import cores
 
 # Images a thread takes at a time in a sweep: handing over single small images
 # costs more than decoding them.
@@ -174,7 +175,7 @@ def _batched(items: Iterator, size: int) -> Iterator[list]:
 
 def _stream(items: grain.MapDataset, threads: int, ahead: int) -> Iterator:
   """Items in order, made by threads, at most about `ahead` before their use."""
-  threads = threads or processes.cores()
+  threads = threads or cores()
   options = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(threads, ahead)
   )
@@ -183,9 +184,14 @@ def _stream(items: grain.MapDataset, threads: int, ahead: int) -> Iterator:
     yield from items
 
 
+# A path that leads to no file, whatever the disk does.
+_FOR_GOOD = errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG
+
+
 def is_transient(error: OSError) -> bool:
   """Whether another attempt to read an image may succeed."""
-  return not isinstance(error, (FileNotFoundError, packs.DamagedError))
+  gone = isinstance(error, (FileNotFoundError, packs.DamagedError))
+  return not gone and error.errno not in _FOR_GOOD
 
 
 def _decode(

@@ -33,6 +33,8 @@ trap 'rm -f "$archive"' EXIT
 git archive --format=tar.gz --output="$archive" HEAD
 gcloud compute tpus tpu-vm scp "$archive" "$name:sjft.tar.gz" \
   --zone="$zone" --worker=all
+# Expanded there, not here.
+# shellcheck disable=SC2016
 on_all 'set -e
   mkdir -p sjft && tar -xzf sjft.tar.gz -C sjft && cd sjft
   python=$(command -v python3.11 || command -v python3)

@@ -226,7 +226,7 @@ def unlucky(address, count, index, event):
   """What ends one process, or all."""
   index = int(index)
   processes.start(
-    address, int(count), index, heartbeat=5, shutdown=10, connect=60
+    address, int(count), index, heartbeat=10, shutdown=10, connect=60
   )
 
   def refuse():

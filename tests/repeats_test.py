@@ -149,7 +149,7 @@ def test_what_could_be_read_when_it_was_hashed_is_not_passed_over(
       raise OSError(116, 'Stale file handle')
     return files[i]
 
-  with pytest.raises(UserError, match='could be read before and cannot now'):
+  with pytest.raises(UserError, match='cannot be read now'):
     find(dataclasses.replace(source, read=stale), target, tmp_path)
 
 

@@ -29,7 +29,8 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 
 # A process that fails ends the step, and so all others. Since Slurm 22.05 a step
 # has to be told of the processors.
-srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-4}" .venv/bin/python -m sjft_jax.main --multihost \
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-4}" \
+  .venv/bin/python -m sjft_jax.main --multihost \
   --config="$config" --workdir="$workdir" "$@"
 
 # A workdir in a bucket has no file that the shell could see.

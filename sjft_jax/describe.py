@@ -330,8 +330,7 @@ def fit(
 
   Raises:
     UserError: if responses are not numbers, bins < 2, there is no such binning,
-      or an image cannot be read for now: the set is read several times, and has
-      to be the same set.
+      or an image cannot be read now.
   """
   if binning not in BINNINGS:
     raise UserError(
@@ -366,12 +365,8 @@ def fit(
   def blocks():
     for part in _sweep(mine, describer):
       for i, reason in part.bad:
-        if reason.startswith(pipelines.UNREADABLE):
-          raise UserError(
-            f'{mine.ids[i]}: {reason}. The edges of the bins need every image '
-            'that is there. Look after its disk, then give the same command '
-            'again.'
-          )
+        # The set is read several times, and has to be the same set.
+        pipelines.refuse_transient(mine.ids[i], reason)
       yield responses(meshes.shard(part.image, mesh)), part.valid
       bar.update(int((part.index >= 0).sum()))
 

@@ -46,15 +46,14 @@ def load(c, workdir):
   train, test = _without(train, bad), _without(test, bad)
   # A draw of some images may have met the broken ones of a class alone.
   drawn = c.target.per_class or c.target.folds or c.target.held_out
-  lost = np.setdiff1d(np.arange(len(train.classes)), train.labels)
-  lost = [] if drawn else lost
-  if len(lost) or (c.rounds and not len(test)):
-    what = 'test image'
-    if len(lost):
-      what = f'training image of {train.classes[lost[0]]}'
+  lost = [] if c.rounds == 0 or len(test) else ['test image']
+  if not drawn:
+    empty = np.setdiff1d(np.arange(len(train.classes)), train.labels)
+    lost += [f'training image of {train.classes[label]}' for label in empty]
+  if lost:
     raise UserError(
-      f'The target needs a readable {what}: see {listed}. Add one, and choose '
-      'another --workdir.'
+      f'The target needs a readable {lost[0]}: see {listed}. Add one, and '
+      'choose another --workdir.'
     )
   return train, test, pool
 
@@ -76,12 +75,8 @@ def find_bad(dataset, threads, bar):
       bad[str(mine.ids[i])] = reason
   found = functools.reduce(operator.or_, processes.gathered(bad))
   for name, reason in found.items():
-    # A later start might read it, and then be one with other images.
-    if reason.startswith(pipelines.UNREADABLE):
-      raise UserError(
-        f'{name}: {reason}. Give yourself the right to read it, or look after '
-        'its disk, then give the same command again.'
-      )
+    # A later start would be one with other images.
+    pipelines.refuse_transient(name, reason)
   return found
 
 

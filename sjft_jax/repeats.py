@@ -94,10 +94,7 @@ class Target:
       return None, []
     except OSError as error:
       if pipelines.is_transient(error):
-        raise UserError(
-          f'{self.dataset.ids[i]} cannot be read now ({error}): unchecked, it '
-          'might leak. Look after its disk, then give the same command again.'
-        ) from error
+        raise UserError(_lost(self.dataset.ids[i], error)) from error
       return None, []
     digest = hashlib.sha256(data).digest()
     return digest, [fingerprints.view_fingerprints(r) for r in found]
@@ -226,7 +223,7 @@ def _compare_wholes(source, target, pair) -> float:
   except OSError as error:
     # Such pairs decide whether names are trusted.
     if pipelines.is_transient(error):
-      raise UserError(_lost(source.ids[pair[0]], error)) from error
+      raise UserError(_lost(_either(source, pair[0]), error)) from error
     return 0.0
   if not all(regions):
     return 0.0
@@ -275,11 +272,14 @@ def _halves(prints):
   return prints[..., : fingerprints.EVEN], prints[..., fingerprints.EVEN :]
 
 
+def _either(source, i) -> str:
+  return f'{source.ids[i]}, or a target image like it,'
+
+
 def _lost(name, error) -> str:
   return (
-    f'{name}, or a target image like it, cannot be read now ({error}): '
-    'unchecked, it might leak. Look after its disk, then give the same command '
-    'again.'
+    f'{name} cannot be read now ({error}): unchecked, it might leak. Look '
+    'after its disk, then give the same command again.'
   )
 
 
@@ -301,5 +301,5 @@ def _compare(source, target, candidate) -> list[tuple]:
         best[i, t] = max(r, best.get((i, t), 0.0))
   except OSError as error:
     # It could be read when it was hashed: passed over, it might leak.
-    raise UserError(_lost(source.ids[i], error)) from error
+    raise UserError(_lost(_either(source, i), error)) from error
   return list(best.items())

@@ -90,54 +90,48 @@ def test_one_altered_byte_is_found(finished, tmp_path, name):
     shutil.rmtree(workdir)
 
 
+def reopened(monkeypatch, altered):
+  """Has `altered` see to every search that is reopened."""
+  reopen = retrieval.reopen
+  monkeypatch.setattr(retrieval, 'reopen', lambda *args: altered(reopen(*args)))
+
+
 @pytest.mark.parametrize('change', [1e-6, -1e-6])
 def test_a_wrong_distance_is_found(finished, monkeypatch, change):
-  reopen = retrieval.reopen
-
-  def altered(*args):
-    run = reopen(*args)
+  def altered(run):
     run.table.distance_qk[:, 0] += change
     return run
 
-  monkeypatch.setattr(retrieval, 'reopen', altered)
+  reopened(monkeypatch, altered)
   with pytest.raises(UserError, match='nats apart, but the search has'):
     verify.verify(finished, targets=1, sources=1, seed=0)
 
 
 def test_a_neighbour_that_is_missing_is_found(finished, monkeypatch):
-  reopen = retrieval.reopen
-
-  def altered(*args):
-    run = reopen(*args)
+  def altered(run):
     run.table.index_qk[:, 0] = -1
     run.table.index_qk[:, :-1] = run.table.index_qk[:, 1:].copy()
     run.table.distance_qk[:, :-1] = run.table.distance_qk[:, 1:].copy()
     return run
 
-  monkeypatch.setattr(retrieval, 'reopen', altered)
+  reopened(monkeypatch, altered)
   with pytest.raises(UserError, match='nats apart, but the search has'):
     verify.verify(finished, targets=12, sources=149, seed=0)
 
 
 def test_rows_that_lack_their_last_place_are_found(finished, monkeypatch):
-  reopen = retrieval.reopen
-
-  def altered(*args):
-    run = reopen(*args)
+  def altered(run):
     run.table.index_qk = run.table.index_qk[:, :-1]
     run.table.distance_qk = run.table.distance_qk[:, :-1]
     return run
 
-  monkeypatch.setattr(retrieval, 'reopen', altered)
+  reopened(monkeypatch, altered)
   with pytest.raises(UserError, match='not listed, the last neighbour at inf'):
     verify.verify(finished, targets=1, sources=149, seed=0)
 
 
 def test_an_image_that_can_be_read_again_is_passed_over(finished, monkeypatch):
-  reopen = retrieval.reopen
-
-  def altered(*args):
-    run = reopen(*args)
+  def altered(run):
     bad = run.source.ids.tolist().index('main:1/bad.png')
     nearest, read = int(run.table.index_qk[0, 0]), run.source.read
     mended = dataclasses.replace(
@@ -145,7 +139,7 @@ def test_an_image_that_can_be_read_again_is_passed_over(finished, monkeypatch):
     )
     return dataclasses.replace(run, source=mended)
 
-  monkeypatch.setattr(retrieval, 'reopen', altered)
+  reopened(monkeypatch, altered)
   checked = verify.verify(finished, targets=12, sources=149, seed=0)
   assert checked['source images'] == 149
   assert checked['distances that agree'] == 12 * 12
@@ -159,17 +153,14 @@ def test_the_directory_of_a_comparison_gets_advice(tmp_path):
 def test_a_neighbour_that_cannot_be_read_any_more_is_found(
   finished, monkeypatch
 ):
-  reopen = retrieval.reopen
-
-  def altered(*args):
-    run = reopen(*args)
+  def altered(run):
     lost, read = int(run.table.index_qk[0, 0]), run.source.read
     broken = dataclasses.replace(
       run.source, read=lambda i: b'' if i == lost else read(i)
     )
     return dataclasses.replace(run, source=broken)
 
-  monkeypatch.setattr(retrieval, 'reopen', altered)
+  reopened(monkeypatch, altered)
   with pytest.raises(UserError, match='was searched and cannot be read'):
     verify.verify(finished, targets=12, sources=1, seed=0)
 

@@ -15,6 +15,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from sjft_jax import errors
 from sjft_jax.data import datasets, packs, preprocess
 from sjft_jax.processes import cores
 
@@ -192,6 +193,23 @@ def is_transient(error: OSError) -> bool:
   """Whether another attempt to read an image may succeed."""
   gone = isinstance(error, (FileNotFoundError, packs.DamagedError))
   return not gone and error.errno not in _FOR_GOOD
+
+
+def refuse_transient(name, reason: str) -> None:
+  """Refuses to go on without an image that a later start might read.
+
+  Args:
+    name: id of the image.
+    reason: why it is bad, as `find_bad` and `sweep` say it.
+
+  Raises:
+    UserError: if another attempt to read it may succeed.
+  """
+  if reason.startswith(UNREADABLE):
+    raise errors.UserError(
+      f'{name}: {reason}. Give yourself the right to read it, or look after '
+      'its disk, then give the same command again.'
+    )
 
 
 def _decode(

@@ -8,7 +8,7 @@ resized to 256 x 256, cropped to 224 x 224 at the centre. Without --images, JPEG
 files of --width x --height pixels and each --quality are made of scikit-image's
 colour photographs (4:2:0, or 4:4:4 with --full_chroma). The peers are Pillow,
 with and without its draft mode, and torch's DataLoader around Pillow where
-torch is installed (it is no part of any extra). All take turns, and the best of
+torch is installed (the extra `benchmark`). All take turns, and the best of
 some is printed. `reduced` is the decoding of JPEG at a part of its size that
 the leakage guard uses; the largest and the mean difference of its crops is
 printed. Then the parts: what each step of one image costs, ours and Pillow's;

@@ -3,7 +3,8 @@
   python -m benchmarks.selection --source=DIR --target=DIR \
       [--limit=10000] [--bank=conv --weights=FILE] --out=DIR
 
-Runs the selection stage alone (64-pixel images by default), then compares the
+Runs the selection stage alone (64-pixel images by default), in OUT, which must be
+new, then compares the
 neighbours of --check target images with a sort of float64 distances that are
 computed here, by the formula as it is published, over every source image.
 Prints images, seconds, peak memory of the process before the check, and the
@@ -14,7 +15,6 @@ either order.
 import argparse
 import pathlib
 import resource
-import shutil
 import time
 
 import numpy as np
@@ -61,7 +61,7 @@ def main():
   c.describe.bank, c.describe.weights = args.bank, args.weights
   c.describe.resize = c.describe.crop = args.size
   c.describe.bins = args.bins
-  c.budget.maximum = args.k
+  c.budget.initial = c.budget.maximum = args.k
   c.target.test = args.target
   target, _ = datasets.open_target(c.target, c.seed)
   source = datasets.open_pool(c.source)
@@ -70,7 +70,8 @@ def main():
     source = source.subset(
       np.linspace(0, len(source) - 1, args.limit).astype(int)
     )
-  shutil.rmtree(args.out, ignore_errors=True)
+  if args.out.exists():
+    parser.error(f'--out must be a new directory, which {args.out} is not')
   start = time.monotonic()
   found = retrieval.find(c, target, source, args.out, mesh=mesh.make())
   seconds = time.monotonic() - start

@@ -3,7 +3,8 @@
   python -m sjft_jax.main --config=configs/averages.py --workdir=DIR
 
 Three seeds of selective joint fine-tuning, five rounds each. The arms train
-alike, to the bit: only what stands for the batch statistics afterwards differs.
+alike in the first round, to the bit: only what stands for the batch statistics
+afterwards differs, and with it what is hard and gets more neighbours later.
 """
 
 from ml_collections import ConfigDict

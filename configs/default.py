@@ -25,7 +25,7 @@ def source(**fields):
 def get_config():
   c = ConfigDict()
   c.seed = 0
-  c.threads = 0  # decoding threads; 0 = one per core
+  c.threads = 0  # decoding threads; 0 = one per processor it may use
   c.processes = ConfigDict()  # with --multihost; seconds
   c.processes.heartbeat = 40  # without a sign of life a process is dead
   c.processes.shutdown = 60  # that one who is done waits for the others
@@ -41,7 +41,7 @@ def get_config():
   c.target.name = ''  # of a packaged or TFDS data set
   c.target.dir = ''  # TFDS data_dir
   c.target.train = ''  # folder: DIR/class/image; TFDS: split
-  c.target.test = ''  # '' = what a draw of per_class or held_out leaves
+  c.target.test = ''  # '' = what per_class leaves, or the share held_out
   c.target.per_class = 0  # training images drawn of each class; 0 = all
   c.target.held_out = 0.0  # share of each class drawn for test, where test = ''
   c.target.folds = 0  # parts of the training images, one of which is the test
@@ -56,7 +56,7 @@ def get_config():
   c.guard.withhold_train = False  # also those that repeat training images
   c.guard.screen = 0.7
   c.guard.confirm = 0.75
-  c.guard.cache = ''  # directory of hash tables; '' = ~/.cache/sjft_jax
+  c.guard.cache = ''  # hash tables; '' = (XDG_CACHE_HOME or ~/.cache)/sjft_jax
 
   # Low-level descriptors.
   c.describe = ConfigDict()
@@ -69,7 +69,7 @@ def get_config():
   c.describe.batch = 32  # images
   c.describe.decimate = False  # gabor: coarse scales at fewer points
   c.describe.weights = ''  # conv: a file written by sjft_jax.convert
-  c.describe.layers = ()  # conv; () = AlexNet's conv1, conv2
+  c.describe.layers = ()  # () = AlexNet's conv1, conv2; SqueezeNet's conv1
   c.describe.activation = 'after'  # conv: before or after the nonlinearity
 
   c.describe.fine_bins = 0  # keep the source in so many bins for all targets
@@ -78,7 +78,9 @@ def get_config():
   # The search; none of these changes a neighbour.
   c.search = ConfigDict()
   c.search.cache = ''  # directory that keeps histograms for later searches
-  c.search.target_parts = 1  # more, where a device cannot hold all targets
+  # Devices of a process that share the targets, where one cannot hold them all;
+  # must divide their number.
+  c.search.target_parts = 1
   c.search.rank = -1  # directions of its screen; 0 = none, -1 = chosen
   c.search.operands = 'auto'  # of its screen: float32, bfloat16 or auto
 
@@ -106,7 +108,9 @@ def get_config():
 
   # The network.
   c.model = ConfigDict()
-  c.model.trunk = 'resnet152'  # 26, 50, 101, 152; bit_r50; a bank's network
+  # resnet26, 50, 101, 152; bit_r50, 101, 152; squeezenet_v1_0, alexnet_caffe,
+  # alexnet_torchvision.
+  c.model.trunk = 'resnet152'
   c.model.width = 1.0  # 0.5 = half the kernels per layer
   c.model.stem = 'imagenet'  # imagenet (7x7/2, pool), strided or small (3x3)
   c.model.variant = 'caffe'  # caffe (identity mappings) or v1.5 (torchvision)
@@ -116,8 +120,8 @@ def get_config():
   # are right with both, 18 % with the target's and 30 % with the source's.
   # A distilled network has those of all its images.
   c.model.averages = 'both'
-  # Batch norm's statistics of a micro-batch: 'global', of its images on all
-  # devices, whose number then changes nothing; or of those of each 'device'.
+  # Whose images give batch norm's statistics of a micro-batch: 'global', all of
+  # it, so that the number of devices changes nothing; 'device', each device's.
   c.model.statistics = 'global'
   c.model.remat = False  # for accelerators; on CPUs slower, and saves nothing
   c.model.dtype = 'float32'  # of the arithmetic: float32 or bfloat16
@@ -140,7 +144,7 @@ def get_config():
   # After the last round one network is trained towards their average, which
   # `predict` then uses. It begins as the last round's.
   c.distill = ConfigDict()
-  c.distill.steps = 0  # updates; 0 = no such network
+  c.distill.steps = 0  # updates; 0 = no such network; needs two rounds
   c.distill.temperature = 2.0  # of the answers it learns
   c.distill.source = True  # also on the selected source images, without labels
   c.train = ConfigDict()
@@ -156,7 +160,7 @@ def get_config():
   c.train.target_weight = 1.0  # of its cross-entropy
   c.train.source_weight = 1.0
   c.train.label_smoothing = 0.0  # part of a label spread over all classes
-  c.train.checkpoint_every = 500  # updates
+  c.train.checkpoint_every = 500  # updates; 0 = only after the last
   c.train.sharded = False  # parameters and optimiser split over the devices
   c.optim = ConfigDict()
   c.optim.rule = 'sgd'  # sgd (Caffe's) or adamw

@@ -13,7 +13,8 @@
 #
 # JAX finds coordinator, number and index of the processes in Slurm's
 # variables, and gives each process the GPU of its local index. WORKDIR and the
-# images must lie on a file system that all nodes share.
+# images must lie on a file system that all nodes share, or be gs:// or s3://
+# paths. Give sbatch in the root of the project.
 #
 # Slurm sends SIGTERM before the time is over and when it preempts the job: the
 # run saves and ends with code 0, and, if updates are left, the job is queued

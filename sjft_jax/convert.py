@@ -9,9 +9,10 @@ caffe  BVLC's AlexNet, the ResNet-152 of the method's release: .caffemodel
 bit    BiT's R50, R101 and R152 of any width, as published: .npz
 npz    SqueezeNet v1.0: .npz with <layer>/W and <layer>/b
 
-OUT is a file for describe.weights (AlexNet, SqueezeNet) or model.weights
-(ResNet, BiT). It holds the input that the weights were trained on, which is
-obeyed wherever they are used, and where they came from.
+OUT is a file for model.weights (all of them) and for describe.weights (AlexNet,
+SqueezeNet). It says where the weights came from, and which input they were
+trained on: range, means and order of the channels are obeyed wherever they are
+used, the size is the default of describe.resize and describe.crop.
 """
 
 import argparse

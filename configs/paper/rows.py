@@ -4,7 +4,8 @@ A target's file names its data, K0 and published numbers, and takes its rows
 from here. Data sets are looked for in data/ as `python -m sjft_jax.prepare`
 leaves them, weights in weights/ as `python -m sjft_jax.convert` does:
 
-  weights/resnet152.safetensors  the authors' or torchvision's, see README.md
+  weights/resnet152.safetensors  the authors', see README.md; for torchvision's
+                                 add --config.model.variant=v1.5
   weights/alexnet.safetensors    BVLC's AlexNet, for the descriptors
 
 All arms see equally many updates: K stays as it is in those without rounds.
@@ -19,7 +20,10 @@ _SCRATCH = dict(model=dict(weights=''))
 # name -> (title, settings); the first is what the others are compared with.
 ROWS = dict(
   fine_tuning=('Fine-tuning without a source', dict(selection='none')),
-  l2_sp=('L2-SP', dict(selection='none', optim=dict(to_start=True))),
+  l2_sp=(
+    'L2-SP',
+    dict(selection='none', optim=dict(to_start=True, weight_decay=0.01)),
+  ),
   scratch=('From scratch, target only', dict(selection='none', **_SCRATCH)),
   selective_scratch=('Selective joint, from scratch', _SCRATCH),
   all=('Joint, all source images', dict(selection='all')),

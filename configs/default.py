@@ -167,13 +167,14 @@ def get_config():
   c.optim.learning_rate = 0.01
   c.optim.round_factors = (1.0,)  # of the rate, per round; the last one stays
   c.optim.schedule = 'step'  # step or cosine
-  c.optim.boundaries = (2400,)  # updates of the round at which it drops
+  c.optim.boundaries = (2400,)  # step: updates of the round at which it drops
   c.optim.factor = 0.1
   c.optim.warmup = 0  # cosine: updates of the round
   c.optim.momentum = 0.9
   c.optim.weight_decay = 1e-4
   c.optim.to_start = False  # L2-SP: the trunk decays to where it began
-  c.optim.frozen = ()  # parts of the network that stay: 'trunk/res2_*'
+  # Parameters that stay: 'trunk/res2_*'. Batch norm goes on there as elsewhere.
+  c.optim.frozen = ()
   c.evaluate = ConfigDict()
   c.evaluate.batch = 64  # images
   c.evaluate.views = 'centre'  # of a test image: centre, ten (crops) or dense

@@ -1,5 +1,6 @@
 """Caffe's SGD and AdamW, their schedules, L2-SP, and frozen parts."""
 
+import collections
 import fnmatch
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-_NORM_PARAMETERS = ('scale', 'bias')
+# Of the heads' biases, as Caffe's; 1 for all else.
+_HEAD_BIAS_RATE = 2.0
 
 
 def step_schedule(
@@ -18,13 +20,14 @@ def step_schedule(
 
   Args:
     learning_rate: of update 0.
-    boundaries: updates, counted from 0, at which the rate drops.
+    boundaries: updates, counted from 0, at which the rate drops; at one that is
+      named twice, twice.
     factor: what remains of it.
 
   Returns:
     Function of the update's number to its rate.
   """
-  drops = dict.fromkeys(map(int, boundaries), factor)
+  drops = {b: factor**n for b, n in collections.Counter(boundaries).items()}
   return optax.piecewise_constant_schedule(learning_rate, drops)
 
 
@@ -60,8 +63,6 @@ def sgd(
   *,
   momentum: float = 0.9,
   weight_decay: float = 1e-4,
-  head_bias_rate: float = 2.0,
-  decay_norm: bool = True,
   to_start: bool = False,
   frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
@@ -72,14 +73,15 @@ def sgd(
   Args:
     schedule: update number -> rate.
     momentum: of v.
-    weight_decay: of every parameter but the heads' biases.
-    head_bias_rate: multiplier of the heads' biases; 1 for all else.
-    decay_norm: decay batch normalisation's scales and biases too, as the
-      release, whose Scale layers keep Caffe's default.
+    weight_decay: of every parameter but the heads' biases, whose rate is twice
+      that of all else; so of batch normalisation's scales and biases, too, as
+      in the release, whose Scale layers keep Caffe's default.
     to_start: L2-SP, decay the trunk towards the parameters that `init` sees:
       weight_decay (w - start) in place of weight_decay w.
     frozen: parameters that never change, by path or its beginning, where *
-      stands for anything: 'source_head', 'trunk/conv1', 'trunk/res2_*'.
+      stands for anything: 'source_head', 'trunk/conv1', 'trunk/res2_*'. Batch
+      norm goes on there as elsewhere: by the statistics of the batch, with
+      running averages that follow it.
 
   Returns:
     An optax transformation of gradients to be added to parameters.
@@ -92,9 +94,9 @@ def sgd(
     return 'head_bias' if _is_head_bias(path) else 'other'
 
   caffe = optax.chain(
-    _decay(weight_decay, decay_norm, to_start),
+    _decay(weight_decay, to_start),
     optax.multi_transform(
-      {'head_bias': optax.scale(head_bias_rate), 'other': optax.identity()},
+      {'head_bias': optax.scale(_HEAD_BIAS_RATE), 'other': optax.identity()},
       _map(label),
     ),
     optax.scale_by_schedule(schedule),
@@ -108,9 +110,7 @@ def adamw(
   schedule: optax.Schedule,
   *,
   momentum: float = 0.9,
-  second_momentum: float = 0.999,
   weight_decay: float = 1e-4,
-  decay_norm: bool = True,
   to_start: bool = False,
   frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
@@ -121,10 +121,8 @@ def adamw(
 
   Args:
     schedule: update number -> rate.
-    momentum: what m keeps at an update.
-    second_momentum: what v keeps.
+    momentum: what m keeps at an update; v keeps 0.999.
     weight_decay: as in `sgd`, but outside the averages.
-    decay_norm: as in `sgd`.
     to_start: as in `sgd`.
     frozen: as in `sgd`.
 
@@ -134,8 +132,8 @@ def adamw(
   Source: Loshchilov & Hutter, ICLR 2019.
   """
   adam = optax.chain(
-    optax.scale_by_adam(b1=momentum, b2=second_momentum),
-    _decay(weight_decay, decay_norm, to_start),
+    optax.scale_by_adam(b1=momentum, b2=0.999),
+    _decay(weight_decay, to_start),
     optax.scale_by_schedule(schedule),
     optax.scale(-1.0),
   )
@@ -159,12 +157,8 @@ class _Start(NamedTuple):
   params: optax.Params
 
 
-def _decay(weight_decay, decay_norm, to_start):
+def _decay(weight_decay, to_start):
   """Adds weight_decay times the way from the start, or from 0."""
-
-  def decayed(path):
-    norm = path[0] == 'trunk' and path[-1] in _NORM_PARAMETERS
-    return not _is_head_bias(path) and (decay_norm or not norm)
 
   def init(params):
     return _Start(jax.tree.map_with_path(_trunk, params))
@@ -183,7 +177,7 @@ def _decay(weight_decay, decay_norm, to_start):
     if to_start
     else optax.add_decayed_weights(weight_decay)
   )
-  return optax.masked(towards, _map(decayed))
+  return optax.masked(towards, _map(lambda path: not _is_head_bias(path)))
 
 
 def _trunk(path, leaf):

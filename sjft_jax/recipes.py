@@ -7,16 +7,18 @@ from ml_collections import FrozenConfigDict
 from sjft_jax import optim, train
 
 
-def _step_schedule(c, rate, steps):
-  del steps
-  return optim.step_schedule(rate, c.boundaries, c.factor)
+def _step_schedule(c, rate, steps, of_round):
+  # Distillation has another length than a round: it drops in proportion.
+  boundaries = [b * steps // of_round for b in c.boundaries]
+  return optim.step_schedule(rate, boundaries, c.factor)
 
 
-def _cosine_schedule(c, rate, steps):
+def _cosine_schedule(c, rate, steps, of_round):
+  del of_round
   return optim.cosine_schedule(rate, steps, c.warmup)
 
 
-# (settings, rate, updates) -> schedule of a round.
+# (settings, rate, updates, updates of a round) -> schedule of a stage.
 SCHEDULES = {'step': _step_schedule, 'cosine': _cosine_schedule}
 
 
@@ -43,6 +45,7 @@ def make(c, network, frozen, m, steps, mesh):
     FrozenConfigDict(c.pretrain) if m < 0 else None,
     tuple(frozen),
     steps,
+    c.train.steps,
     1.0 if m < 0 else factors[min(m, len(factors) - 1)],
     c.train.target_weight,
     # Of pretraining it would only be a factor of the rate.
@@ -61,6 +64,7 @@ def _compiled(
   pretrain,
   frozen,
   steps,
+  of_round,
   round_factor,
   target_weight,
   source_weight,
@@ -74,7 +78,7 @@ def _compiled(
   if pretrain is None:
     settings['weight_decay'] = c.weight_decay
     rate = c.learning_rate * round_factor
-    schedule = SCHEDULES[c.schedule](c, rate, steps)
+    schedule = SCHEDULES[c.schedule](c, rate, steps, of_round)
     rule, settings['to_start'] = optim.RULES[c.rule], c.to_start
   else:
     rule, settings['weight_decay'] = optim.sgd, pretrain.weight_decay

@@ -186,6 +186,12 @@ def check(c):
       'optim.warmup',
       f'below {c.train.steps} (train.steps)',
     )
+  else:
+    need(
+      not c.optim.warmup,
+      'optim.warmup',
+      '0 with optim.schedule=step, which has none',
+    )
   if c.distill.steps:
     need(c.rounds != 1, 'rounds', '0 or at least 2, for distill.steps')
     if c.optim.schedule == 'cosine':

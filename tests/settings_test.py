@@ -52,11 +52,18 @@ def test_a_warm_up_must_end_before_pretraining_does():
     settings.check(c)
 
 
+def test_a_rate_that_falls_by_steps_has_no_warm_up():
+  c = default.get_config()
+  c.optim.warmup = 5
+  with pytest.raises(UserError, match=r'optim\.warmup must be 0 with .*step'):
+    settings.check(c)
+  c.optim.schedule = 'cosine'
+  settings.check(c)
+
+
 def test_a_cosine_needs_updates_after_its_warm_up():
   c = default.get_config()
-  c.optim.warmup = c.train.steps
-  settings.check(c)
-  c.optim.schedule = 'cosine'
+  c.optim.schedule, c.optim.warmup = 'cosine', c.train.steps
   with pytest.raises(UserError, match=r'optim\.warmup must be below 4000'):
     settings.check(c)
 

@@ -1,5 +1,7 @@
 """What a config asks for: one run, or a comparison of arms."""
 
+import contextlib
+
 import numpy as np
 
 from sjft_jax import (
@@ -44,17 +46,19 @@ def run(c, workdir, mesh):
     )
   processes.agree(c.to_dict(), 'settings')
   page = workdir / 'report' / 'index.html'
+  with contextlib.ExitStack() as stack:
 
-  def is_finished():
-    workdirs.claim(workdir, c.to_dict())
-    return page.exists()
+    def is_finished():
+      stack.enter_context(workdirs.held(workdir))
+      workdirs.claim(workdir, c.to_dict())
+      return page.exists()
 
-  if processes.told(is_finished):
-    print(f'{workdir} is finished: nothing was done, nothing has changed.\n')
-  elif c.arms:
-    _compare(c, workdir, mesh)
-  else:
-    rounds.run(c, workdir, mesh)
+    if processes.told(is_finished):
+      print(f'{workdir} is finished: nothing was done, nothing has changed.\n')
+    elif c.arms:
+      _compare(c, workdir, mesh)
+    else:
+      rounds.run(c, workdir, mesh)
   if not processes.first():
     return
   print(summary.table(files.read_json(workdir / 'results.json')))

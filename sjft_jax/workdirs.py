@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import os
 import re
 import time
 
@@ -10,6 +11,11 @@ import jax
 
 from sjft_jax import files, paths, processes
 from sjft_jax.errors import UserError
+
+try:
+  import fcntl
+except ModuleNotFoundError:  # Windows has none.
+  fcntl = None
 
 # These cannot change a result, so a resumed run may change them.
 FREE = frozenset(
@@ -26,6 +32,8 @@ FREE = frozenset(
     'processes.connect',
   }
 )
+# Of an arm, what is only shown.
+_SHOWN = re.compile(r'arms\.[^.]+\.(title|published)')
 # All that a start leaves before its first stage has worked: a start that was
 # refused for its settings does not bind the next one to them.
 UNBOUND = frozenset(
@@ -39,6 +47,42 @@ UNBOUND = frozenset(
   }
 )
 PACKAGES = ('sjft-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
+
+
+@contextlib.contextmanager
+def held(workdir):
+  """Keeps other starts out of the directory of a run during the block.
+
+  Those of this machine: on a shared file system the lock of a machine that
+  died could keep out the one that goes on.
+
+  Args:
+    workdir: the directory; made when it is missing.
+
+  Raises:
+    UserError: if another process holds it.
+  """
+  workdir = paths.path(workdir)
+  if fcntl is None or paths.in_store(workdir) or workdir.is_file():
+    yield
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  # The directory itself: no file is left, and none has to be looked after.
+  handle = os.open(workdir, os.O_RDONLY)
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    os.close(handle)
+    raise UserError(
+      f'{workdir} is in use: another process runs the command there. Wait '
+      'until it ends, or end it.'
+    ) from error
+  except OSError:
+    pass  # A file system without locks.
+  try:
+    yield
+  finally:
+    os.close(handle)
 
 
 def claim(workdir, settings):
@@ -107,8 +151,12 @@ def _changes(old, new):
   return [
     f'{name} was {old.get(name)!r}, now {new.get(name)!r}'
     for name in sorted(old.keys() | new.keys())
-    if name not in FREE and old.get(name) != new.get(name)
+    if not _is_free(name) and old.get(name) != new.get(name)
   ]
+
+
+def _is_free(name):
+  return name in FREE or _SHOWN.fullmatch(name)
 
 
 def provenance():

@@ -51,6 +51,23 @@ def test_a_start_that_made_nothing_does_not_bind_the_next(tmp_path):
   workdirs.claim(tmp_path / 'runs' / 'arm-0', other)
 
 
+def test_two_starts_do_not_work_in_one_directory(tmp_path):
+  run = tmp_path / 'run'
+  with workdirs.held(run):
+    workdirs.claim(run, SETTINGS)
+    with (
+      pytest.raises(UserError, match='run is in use: another process'),
+      workdirs.held(run),
+    ):
+      pytest.fail('The second start got in.')
+    with workdirs.held(tmp_path / 'other'):
+      pass
+  # Nothing is left of it but the run.
+  assert [p.name for p in run.iterdir()] == ['config.json']
+  with workdirs.held(run):
+    workdirs.claim(run, SETTINGS)
+
+
 def test_what_only_stops_a_run_may_change_under_it(tmp_path):
   workdirs.claim(tmp_path, SETTINGS | {'max_bad_fraction': 0.1})
   (tmp_path / 'metrics.jsonl').write_text('')

@@ -30,7 +30,7 @@ class Data:
 
 def ours(data, k, rank, operands):
   """This project's search."""
-  from sjft_jax import describe, mesh, search
+  from sjft_jax import describe, mesh, search, streams
 
   class Describer:
     pixels_d, weight_d = data.pixels_d, data.weight_d
@@ -38,7 +38,7 @@ def ours(data, k, rank, operands):
     logs = describe.Describer.logs
     log_error = describe.Describer.log_error
 
-  class Stream:
+  class Stream(streams.Described):
     def __init__(self, counts):
       self.counts, self.describer = counts, Describer()
 

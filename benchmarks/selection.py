@@ -3,10 +3,10 @@
   python -m benchmarks.selection --source=DIR --target=DIR \
       [--limit=10000] [--bank=conv --weights=FILE] --out=DIR
 
-Runs the selection stage alone (64-pixel images by default), in OUT, which must be
-new, then compares the
-neighbours of --check target images with a sort of float64 distances that are
-computed here, by the formula as it is published, over every source image.
+Runs the selection stage alone (64-pixel images by default), in OUT, which must
+be new, then compares the neighbours of --check target images with a sort of
+float64 distances that are computed here, by the formula as it is published,
+over every source image.
 Prints images, seconds, peak memory of the process before the check, and the
 number of lists that differ. Ties (distances equal to 1e-9) may stand in
 either order.

@@ -66,7 +66,7 @@ def get_config():
   c.describe.bins = 32  # per channel; the release: 32 Gabor, 100 AlexNet
   c.describe.binning = 'paper'  # paper (bins of equal mass) or caffe
   c.describe.reduced = False  # decode JPEGs at 1/2 to 1/8, if that is enough
-  c.describe.batch = 32  # images
+  c.describe.batch = 32  # images at least; whole groups on every device
   c.describe.decimate = False  # gabor: coarse scales at fewer points
   c.describe.weights = ''  # conv: a file written by sjft_jax.convert
   c.describe.layers = ()  # () = AlexNet's conv1, conv2; SqueezeNet's conv1
@@ -189,9 +189,9 @@ def get_config():
   # Of the table; the first is what the others are compared with. () = by name.
   c.order = ()
   c.seeds = 0  # seeds 0..n-1 of the draws and of training
-  # Every arm's rate and length are chosen, on folds of the training images;
-  # also K0, bank and the source's weight, where values are named and the arm
-  # does not set them. An arm's own `tune` goes before this one.
+  # Rate and length of every arm are chosen, on folds of the training images;
+  # also K0, bank and the source's weight, where values are named. What an arm
+  # sets itself stays. An arm's own `tune` goes before this one.
   c.tune = ConfigDict()
   c.tune.folds = 0  # 0 = not tuned
   c.tune.learning_rates = ()  # tried at the first of the lengths

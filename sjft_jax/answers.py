@@ -35,7 +35,7 @@ def ask(question, variables, dataset, c, mesh, views, label):
   """
   index, count = meshes.share()
   variables = meshes.localise(variables, mesh)
-  found_nd, valid_n = evaluate.posteriors(
+  found_nd, valid_n = evaluate.over_views(
     functools.partial(question, variables),
     dataset.subset(np.arange(index, len(dataset), count)),
     resize=c.train.resize,

@@ -7,6 +7,8 @@ the average of what other arms' networks answer, which needs no run.
 """
 
 import copy
+import math
+import numbers
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from sjft_jax import (
   files,
   intervals,
   processes,
+  round_files,
   rounds,
   settings,
   tuning,
@@ -58,6 +61,7 @@ def check(c):
         f'arms.{arm} needs a title and takes {", ".join(_FIELDS)}; came '
         f'{", ".join(c.arms[arm]) or "nothing"}.'
       )
+    _check_fields(c.arms[arm], f'arms.{arm}')
     averaged = c.arms[arm].get('average')
     if averaged is None:
       own = settings_of(c, arm, 0)
@@ -80,6 +84,29 @@ def check(c):
       )
 
 
+def _check_fields(spec, setting):
+  """Refuses what an arm says of itself, if it would be passed over."""
+  title, published = spec.title, spec.get('published')
+  if not isinstance(title, str) or not title.strip():
+    raise UserError(f'{setting}.title needs a text; came {title!r}.')
+  number = isinstance(published, numbers.Real)
+  if published is not None and not (
+    number and not isinstance(published, bool) and math.isfinite(published)
+  ):
+    raise UserError(
+      f'{setting}.published needs a number, in per cent; came {published!r}.'
+    )
+  averages = spec.get('average') is not None
+  for name in ('set', 'tune') if averages else ('all_rounds', 'distilled'):
+    if spec.get(name):
+      why = (
+        'has no runs of its own, since it has average'
+        if averages
+        else 'has no average, which alone takes it'
+      )
+      raise UserError(f'{setting} {why}: leave {name} out.')
+
+
 def compare(c, workdir, mesh) -> dict:
   """Runs every arm with every seed.
 
@@ -89,8 +116,8 @@ def compare(c, workdir, mesh) -> dict:
     mesh: the devices.
 
   Returns:
-    What results.json holds: `arms`, `seconds` and, of a tuned comparison,
-    `tuning`.
+    What results.json holds: `arms`, `seconds` by stage, with all trials as one
+    stage `tuning`, and, of a tuned comparison, `tuning`.
   """
   found, seconds = {arm: [] for arm in names(c)}, {}
   tuned, done = {}, []
@@ -104,6 +131,9 @@ def compare(c, workdir, mesh) -> dict:
       if not seed and tuning.room(c, arm).folds:
         own = settings_of(c, arm, 0)
         tuned[arm] = tuning.tune(c, arm, own, workdir, mesh, done)
+        # What was found is the same at any speed.
+        spent = tuned[arm].pop('seconds')
+        seconds['tuning'] = round(seconds.get('tuning', 0) + spent, 2)
         if processes.first():
           files.write_json(workdir / 'tuning.json', tuned)
       print(f'== {arm}, seed {seed} (of 0..{c.seeds - 1})', flush=True)
@@ -170,13 +200,9 @@ def _averaged(c, arm, seed, workdir):
     done = sorted(map(int, (path.name for path in folder.glob('[0-9]*'))))
     folders = [folder / str(m) for m in done]
     if spec.get('distilled'):
-      folders = [directory / rounds.DISTILLED]
+      folders = [directory / round_files.DISTILLED]
     for folder in folders if spec.get('all_rounds') else folders[-1:]:
-      with (
-        files.opened(folder / 'posteriors.npz') as file,
-        np.load(file) as kept,
-      ):
-        found.append({k: kept[k] for k in kept if k.startswith('test_')})
+      found.append(round_files.posteriors(folder))
   ids = found[0]['test_id']
   if not all(np.array_equal(f['test_id'], ids) for f in found):
     raise UserError(

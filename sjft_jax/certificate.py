@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from sjft_jax import files, paths
+from sjft_jax import describe, files, paths
 from sjft_jax.errors import UserError
 from sjft_jax.ops import divergence
 
@@ -26,22 +26,30 @@ def write(directory, *, key, found, describer, target, source):
     describer: that described both sets.
     target: data set of the target training images.
     source: data set of the source images.
+
+  Raises:
+    RuntimeError: if the search did not see every source image once.
   """
   directory = paths.path(directory)
-  seen_s = np.zeros(len(source), np.int64)
-  for start, stop in found.shards:
-    seen_s[start:stop] += 1
+  once_s = found.times_s == 1
+  if len(once_s) != len(source) or not once_s.all():
+    raise RuntimeError(
+      f'The search saw {np.count_nonzero(once_s)} of {len(source)} source '
+      'images once, and nothing is certified that did not see all.'
+    )
   whose_s = (
     np.zeros(len(source), int) if source.source is None else source.source
   )
   bad_s = np.isin(np.arange(len(source)), list(found.bad))
   last_q = found.table.distance_qk[:, -1]
   # Rows that end early leave nothing out.
-  margin_q = np.where(np.isfinite(last_q), found.beyond_q - last_q, np.inf)
+  margin_q = np.full(len(last_q), np.inf)
+  np.subtract(found.beyond_q, last_q, out=margin_q, where=np.isfinite(last_q))
   closest = int(margin_q.argmin())
   k = found.table.distance_qk.shape[1]
   value = {
     'key': key,
+    'described_on': describe.machine(),
     'epsilon': divergence.EPSILON,
     'dimensions': len(describer.weight_d),
     'targets': len(target),
@@ -51,13 +59,15 @@ def write(directory, *, key, found, describer, target, source):
     'sources': {
       name: {
         'images': int((whose_s == i).sum()),
-        'seen_once': int((seen_s[whose_s == i] == 1).sum()),
+        'seen_once': int(once_s[whose_s == i].sum()),
         'unreadable': int(bad_s[whose_s == i].sum()),
       }
       for i, name in enumerate(source.sources or (source.name,))
     },
     'smallest_margin_nats': _number(margin_q[closest]),
-    'smallest_margin_target': str(target.ids[closest]),
+    'smallest_margin_target': (
+      str(target.ids[closest]) if np.isfinite(margin_q[closest]) else None
+    ),
     'targets_decided_by_index': int((margin_q == 0).sum()),
     'screens': [f'{o} products, rank {r}' for o, r in found.screens],
     'screen_error_bound_nats': found.seen.bound,
@@ -81,7 +91,6 @@ def read(directory):
     UserError: if one is missing, or a byte of one has changed.
   """
   directory = paths.path(directory)
-  path = directory / NAME
   for name in (NAME, *FILES):
     if not (directory / name).exists():
       raise UserError(
@@ -89,6 +98,25 @@ def read(directory):
         'Let the run go on to the end of its search; of a comparison, give one '
         'of its runs/<arm>-<seed>.'
       )
+  value = _own(directory / NAME)
+  for name in FILES:
+    if value.get(_sum_name(name)) != _sha256(directory / name):
+      raise UserError(_changed(directory / name))
+  return value
+
+
+def key(directory):
+  """Digest of all that the neighbours in a directory depend on.
+
+  Only the certificate itself is looked at.
+
+  Raises:
+    UserError: if a byte of it has changed.
+  """
+  return _own(paths.path(directory) / NAME)['key']
+
+
+def _own(path):
   try:
     value = files.read_json(path)
     whole = path.read_bytes() == files.json_bytes(value)
@@ -97,9 +125,6 @@ def read(directory):
     whole = False
   if not whole or own != _digest(value):
     raise UserError(_changed(path))
-  for name in FILES:
-    if value.get(_sum_name(name)) != _sha256(directory / name):
-      raise UserError(_changed(directory / name))
   return value
 
 

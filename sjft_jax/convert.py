@@ -19,7 +19,7 @@ import argparse
 import dataclasses
 import sys
 
-from sjft_jax import files, main, paths, translate
+from sjft_jax import command, files, paths, translate
 from sjft_jax.errors import UserError
 from sjft_jax.formats import caffe_file, npz_file, torch_file
 from sjft_jax.models import weight_files
@@ -118,4 +118,4 @@ def _work(argv):
 
 
 if __name__ == '__main__':
-  sys.exit(main.guarded(_work, sys.argv))
+  sys.exit(command.guarded(_work, sys.argv))

@@ -6,6 +6,9 @@ then describes target and source.
 
 import dataclasses
 import functools
+import importlib.metadata
+import pathlib
+import platform
 import time
 from collections.abc import Callable
 
@@ -143,8 +146,8 @@ class Describer:
   edges_cb: float32 [c, bins - 1], ascending.
   lower_c, upper_c: smallest and largest response in the target set.
   batch: images described at a time; threads: decoding threads.
-  waited: seconds that `blocks` has waited for images to be decoded, and for
-    the devices.
+  waited: seconds that `blocks` of this very describer has waited for images
+    to be decoded, and for the devices.
   """
 
   bank: Bank
@@ -154,8 +157,9 @@ class Describer:
   mesh: jax.sharding.Mesh
   batch: int
   threads: int
+  # Not of its replacements.
   waited: dict = dataclasses.field(
-    default_factory=lambda: {'images': 0.0, 'devices': 0.0}
+    init=False, default_factory=lambda: {'images': 0.0, 'devices': 0.0}
   )
 
   @property
@@ -192,7 +196,8 @@ class Describer:
     error = 0.0
     for pixels in np.unique(self.pixels_d):
       count = np.arange(pixels + 1)
-      fraction = jnp.asarray(count, jnp.float32) / jnp.float32(pixels)
+      # As `ops.screen` has it.
+      fraction = jnp.asarray(count, jnp.float32) * jnp.float32(1 / pixels)
       log = jax.jit(jnp.log)(fraction + divergence.EPSILON)
       exact = np.log(count / pixels + divergence.EPSILON)
       error = max(error, np.abs(meshes.fetch(log) - exact).max())
@@ -214,32 +219,23 @@ class Describer:
         axis=1,
       )
 
-    def in_groups(image_nhwc):
-      return groups.over(counts, image_nhwc, groups.size(self.bank.shapes))
+    # On a CPU responses are counted while they lie in its cache, which is twice
+    # as fast.
+    return _over_devices(_in_groups(counts, self.bank), self.mesh)
 
-    # Responses are counted while they lie in a CPU's cache, which is twice as
-    # fast; an accelerator wants all images at once.
-    work = in_groups if jax.default_backend() == 'cpu' else counts
-    split = PartitionSpec(meshes.AXIS)
-    # Per-shard code: nothing of an image ever leaves its device.
-    return jax.jit(
-      jax.shard_map(work, mesh=self.mesh, in_specs=split, out_specs=split)
-    )
-
-  def blocks(self, dataset, *, rows=1024, start=0):
+  def blocks(self, dataset, *, rows=1024):
     """Describes a data set in order.
 
     Args:
       dataset: what to describe.
       rows: images per block, at most; a block is cut at whole batches.
-      start: the position to begin at.
 
     Yields:
       `Block`s; a last, shorter one.
     """
     pending = []
-    parts = _timed(_sweep(dataset, self, start=start), self.waited, 'images')
-    for part in parts:
+    parts = _sweep(dataset, self.bank, self.batch, self.threads)
+    for part in _timed(parts, self.waited, 'images'):
       pending.append((part, self.counts(meshes.shard(part.image, self.mesh))))
       if sum(len(p.index) for p, _ in pending) + len(part.index) > rows:
         yield self._block(pending)
@@ -274,16 +270,41 @@ class Describer:
       )
 
 
-def _sweep(dataset, owner, start=0):
+def _sweep(dataset, bank, batch, threads):
   return pipelines.sweep(
     dataset,
-    resize=owner.bank.resize,
-    crop=owner.bank.crop,
-    batch=owner.batch,
-    threads=owner.threads,
-    start=start,
-    reduced=owner.bank.reduced,
+    resize=bank.resize,
+    crop=bank.crop,
+    batch=batch,
+    threads=threads,
+    reduced=bank.reduced,
   )
+
+
+def _in_groups(function, bank):
+  """A function of images, applied to groups of them of one size.
+
+  Then neither the batch nor the number of devices changes what one comes to.
+  """
+
+  def in_groups(image_nhwc):
+    return groups.over(function, image_nhwc, groups.size(bank.shapes))
+
+  return in_groups
+
+
+def _over_devices(function, mesh):
+  """Jitted; nothing of an image ever leaves its device."""
+  split = PartitionSpec(meshes.AXIS)
+  return jax.jit(
+    jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=split)
+  )
+
+
+def _whole_batch(batch, bank, mesh):
+  """The least batch of which every device has whole groups."""
+  least = mesh.size * groups.size(bank.shapes)
+  return -(-batch // least) * least
 
 
 def _timed(items, seconds, name):
@@ -308,7 +329,7 @@ BINNINGS = {
 
 
 def fit(
-  bank, target, *, bins, mesh, batch, threads, binning='paper'
+  bank, target, *, bins, mesh, batch, threads, binning='paper', partly=False
 ) -> Describer:
   """A describer whose bins follow from the target set's pixels.
 
@@ -320,9 +341,11 @@ def fit(
     target: data set of the target training images.
     bins: bins per channel.
     mesh: this process's devices.
-    batch: images at a time, rounded up to a multiple of the device count.
+    batch: images at a time, at least; every device has whole groups of them.
     threads: decoding threads, 0 for one per core.
     binning: 'paper' for bins of equal mass, 'caffe' for the release's rule.
+    partly: pass over what is no image, or is not there. Without it every image
+      must be readable.
 
   Returns:
     The describer. Its edges are exact, whatever the size of the set: order
@@ -330,27 +353,18 @@ def fit(
 
   Raises:
     UserError: if responses are not numbers, bins < 2, there is no such binning,
-      or an image cannot be read now.
+      an image cannot be read now, or others than in an earlier pass.
   """
   if binning not in BINNINGS:
     raise UserError(
       f'describe.binning is one of {", ".join(BINNINGS)}, not {binning!r}.'
     )
   streaming_edges, passes = BINNINGS[binning]
-  batch = meshes.round_up(batch, mesh)
-  blank = np.zeros(0, np.float32)
-  describer = Describer(
-    bank=bank,
-    edges_cb=blank,
-    lower_c=blank,
-    upper_c=blank,
-    mesh=mesh,
-    batch=batch,
-    threads=threads,
-  )
-  split = PartitionSpec(meshes.AXIS)
-  responses = jax.jit(
-    jax.shard_map(bank.responses, mesh=mesh, in_specs=split, out_specs=split)
+  batch = _whole_batch(batch, bank, mesh)
+  # On a CPU an image's responses never depend on the others.
+  on_cpu = jax.default_backend() == 'cpu'
+  responses = _over_devices(
+    bank.responses if on_cpu else _in_groups(bank.responses, bank), mesh
   )
 
   index, count = meshes.share()
@@ -361,14 +375,22 @@ def fit(
     )
   mine = target.subset(np.arange(index, len(target), count))
   bar = progress.bar(passes * len(mine), 'edges')
+  lost = []  # of every pass, {position: why} of what could not be read
 
   def blocks():
-    for part in _sweep(mine, describer):
+    lost.append({})
+    for part in _sweep(mine, bank, batch, threads):
+      lost[-1].update(part.bad)
       for i, reason in part.bad:
-        # The set is read several times, and has to be the same set.
         pipelines.refuse_transient(mine.ids[i], reason)
+        if not partly:
+          raise UserError(_missing(mine.ids[i], reason))
       yield responses(meshes.shard(part.image, mesh)), part.valid
       bar.update(int((part.index >= 0).sum()))
+    # Ranks among the pixels of some images are none among those of others.
+    for i in lost[-1].keys() ^ lost[0].keys():
+      reason = lost[-1].get(i, 'it can be read again')
+      raise UserError(_missing(mine.ids[i], reason))
 
   try:
     with bar:
@@ -378,8 +400,21 @@ def fit(
   except ValueError as error:
     # Of a bank's responses only those of broken weights are not numbers.
     raise UserError(f'{error} Look at describe.weights and bins.') from error
-  return dataclasses.replace(
-    describer, edges_cb=edges_cb, lower_c=lower_c, upper_c=upper_c
+  return Describer(
+    bank=bank,
+    edges_cb=edges_cb,
+    lower_c=lower_c,
+    upper_c=upper_c,
+    mesh=mesh,
+    batch=batch,
+    threads=threads,
+  )
+
+
+def _missing(name, reason):
+  return (
+    f'{name} is not as it was when this began: {reason}. The bins need the '
+    'same images throughout: restore it, then give the same command again.'
   )
 
 
@@ -395,6 +430,36 @@ def load(path, bank, *, mesh, batch, threads) -> Describer:
       lower_c=stored['lower'],
       upper_c=stored['upper'],
       mesh=mesh,
-      batch=meshes.round_up(batch, mesh),
+      batch=_whole_batch(batch, bank, mesh),
       threads=threads,
     )
+
+
+def machine() -> dict:
+  """What describes images here: {'platform', 'device', 'processor', 'jaxlib'}.
+
+  Where one of them differs, responses may be rounded otherwise.
+  """
+  device = jax.local_devices()[0]
+  return {
+    'platform': device.platform,
+    'device': device.device_kind,
+    'processor': _processor(),
+    'jaxlib': importlib.metadata.version('jaxlib'),
+  }
+
+
+def words(machine) -> str:
+  """What `machine` returned, in words."""
+  named = dict.fromkeys(v for k, v in machine.items() if v and k != 'jaxlib')
+  return ', '.join([*named, f'jaxlib {machine["jaxlib"]}'])
+
+
+def _processor():
+  """The model of the processor; '' where it is not known."""
+  try:
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+  except OSError:
+    return platform.processor()
+  named = (line for line in lines if line.startswith('model name'))
+  return next(named, '').partition(':')[2].strip()

@@ -1,4 +1,4 @@
-"""Posteriors by one view or many, what they are worth, and their fusion."""
+"""Answers by one view or many, what they are worth, and their fusion."""
 
 import jax
 import numpy as np
@@ -35,8 +35,8 @@ def _dense(resize, crop, mirror, scales):
 VIEWS = {'centre': _centre, 'ten': _ten, 'dense': _dense}
 
 
-def posteriors(
-  predict,
+def over_views(
+  answer,
   dataset,
   *,
   resize,
@@ -49,7 +49,7 @@ def posteriors(
   mirror=True,
   scales=(1.0,),
 ):
-  """Class probabilities of every image of a data set, averaged over views.
+  """What is answered about every image of a data set, averaged over views.
 
   'centre' is the centre crop. 'ten' are the centre and the four corners, and
   their mirror images. 'dense' is the whole image at every scale and its mirror
@@ -57,8 +57,8 @@ def posteriors(
   over all places are those of the averaged feature.
 
   Args:
-    predict: jitted function of uint8 images [n, side, side, 3] to
-      probabilities float32 [n, c].
+    answer: jitted function of uint8 images [n, side, side, 3] to any float
+      [n, d], as class probabilities, or logits and features.
     dataset: readable images.
     resize: side in pixels to which images are resized, aspect not kept.
     crop: side in pixels of a crop.
@@ -72,8 +72,8 @@ def posteriors(
     scales: of 'dense', in units of `resize`.
 
   Returns:
-    (probability float32 [n, c], valid bool [n]): rows of images that cannot
-    be decoded are not valid.
+    (answers float [n, d], valid bool [n]): rows of images that cannot be
+    decoded are not valid.
 
   Source: Simonyan & Zisserman, ICLR 2015, section 3.2, for 'dense'.
   """
@@ -83,7 +83,7 @@ def posteriors(
     for size, side, cut in passes:
       v = len(cut(np.zeros((size, size, 3), np.uint8), side))
       rows = max(1, round(batch * (crop / side) ** 2 / v))
-      probabilities, valid = [], []
+      answers, valid = [], []
       for block in pipelines.sweep(
         dataset,
         resize=size,
@@ -94,15 +94,15 @@ def posteriors(
       ):
         keep = block.index >= 0
         image_nhwc = block.image.reshape(-1, side, side, 3)
-        probability_nc = predict(meshes.shard(image_nhwc, mesh))
-        probability_nvc = jax.device_get(probability_nc).reshape(
-          len(keep), v, -1
-        )
-        probabilities.append(probability_nvc[keep].mean(axis=1))
+        answer_nd = jax.device_get(answer(meshes.shard(image_nhwc, mesh)))
+        answer_nvd = answer_nd.reshape(len(keep), v, -1)
+        answers.append(answer_nvd[keep].mean(axis=1))
         valid.append(block.valid[keep])
         bar.update(int(keep.sum()))
-      found.append(np.concatenate(probabilities))
-  return np.mean(found, axis=0), np.concatenate(valid)
+      found.append(np.concatenate(answers))
+  # Of one pass the mean would be a second copy.
+  mean = found[0] if len(found) == 1 else np.mean(found, axis=0)
+  return mean, np.concatenate(valid)
 
 
 def accuracy(probability_nc, label_n) -> float:

@@ -34,20 +34,7 @@ class Exact:
   """
 
   def __init__(self, target_qd, describer):
-    # A count is an integer, so every logarithm there can be is computed once,
-    # and carries the weight: differences of counts are exact.
-    kinds, which_d = np.unique(
-      np.stack([describer.pixels_d, describer.weight_d]),
-      axis=1,
-      return_inverse=True,
-    )
-    tables = [
-      np.log(np.arange(pixels + 1) / pixels + divergence.EPSILON)
-      * (weight / 2 / pixels)
-      for pixels, weight in kinds.T
-    ]
-    start = np.cumsum([0] + [len(t) for t in tables[:-1]], dtype=np.int32)
-    table, start_d = np.concatenate(tables), start[which_d]
+    table, start_d = log_table(describer)
     log_qd = np.take(table, target_qd + start_d[None])
     constants = (
       divergence.in_blocks(target_qd.astype(np.float32)),
@@ -109,6 +96,32 @@ class Exact:
 
 
 _pairs = jax.jit(divergence.jeffreys_pairs)
+
+
+def log_table(describer):
+  """The logarithm of every count of every kind of bin, as distances take it.
+
+  A count is an integer, so every one there can be is computed once, and carries
+  the weight: differences of counts are exact.
+
+  Args:
+    describer: gives pixels and weights.
+
+  Returns:
+    (float64 [any]; where in it each bin's begin, int32 [d]).
+  """
+  kinds, which_d = np.unique(
+    np.stack([describer.pixels_d, describer.weight_d]),
+    axis=1,
+    return_inverse=True,
+  )
+  tables = [
+    np.log(np.arange(pixels + 1) / pixels + divergence.EPSILON)
+    * (weight / 2 / pixels)
+    for pixels, weight in kinds.T
+  ]
+  start = np.cumsum([0] + [len(t) for t in tables[:-1]], dtype=np.int32)
+  return np.concatenate(tables), start[which_d]
 
 
 def cpu():

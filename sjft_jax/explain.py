@@ -8,13 +8,20 @@ most; ids are those of neighbours.parquet.
 """
 
 import argparse
-import csv
 import sys
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from sjft_jax import files, main, mesh, paths, reasons, retrieval, streams
+from sjft_jax import (
+  command,
+  files,
+  mesh,
+  paths,
+  reasons,
+  retrieval,
+  streams,
+)
 from sjft_jax.data import preprocess
 from sjft_jax.errors import UserError
 
@@ -24,8 +31,15 @@ _COLOURS = '#0072b2', '#d55e00'
 def explain(workdir, target_id, source_id, out, top):
   """Prints the contributions, and writes `out`.png and `out`.csv.
 
+  Args:
+    workdir: directory of a run that has searched.
+    target_id: of the target image.
+    source_id: of the source image, a neighbour or not.
+    out: path of both files, without suffix.
+    top: how many filters are printed, those that add most first.
+
   Raises:
-    UserError: if there is no such search or image.
+    UserError: if there is no such search or image, or one cannot be read.
   """
   run = retrieval.reopen(workdir, mesh.own(mesh.make()))
   row = _position(run.target, target_id, 'target')
@@ -96,22 +110,21 @@ def _counts(describer, dataset):
 def _write_table(path, share_cb, target_d, source_d, bank):
   shape = share_cb.shape
   target_cb, source_cb = target_d.reshape(shape), source_d.reshape(shape)
-  with files.replacing(path, 'w') as file:
-    writer = csv.writer(file)
-    writer.writerow(
-      ('layer', 'filter', 'bin', 'target_pixels', 'source_pixels', 'nats')
-    )
-    for channel, b in np.ndindex(shape):
-      writer.writerow(
-        (
-          bank.layer_c[channel],
-          bank.names[channel],
-          b,
-          target_cb[channel, b],
-          source_cb[channel, b],
-          repr(float(share_cb[channel, b])),
-        )
+  files.write_csv(
+    path,
+    ('layer', 'filter', 'bin', 'target_pixels', 'source_pixels', 'nats'),
+    (
+      (
+        bank.layer_c[channel],
+        bank.names[channel],
+        b,
+        target_cb[channel, b],
+        source_cb[channel, b],
+        repr(float(share_cb[channel, b])),
       )
+      for channel, b in np.ndindex(shape)
+    ),
+  )
 
 
 def _picture(pictures, names, share_cb, target_d, source_d, bank, order):
@@ -168,4 +181,4 @@ def _work(argv):
 
 
 if __name__ == '__main__':
-  sys.exit(main.guarded(_work, sys.argv))
+  sys.exit(command.guarded(_work, sys.argv))

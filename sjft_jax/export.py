@@ -12,7 +12,7 @@ it as_data_source, without TensorFlow.
 import argparse
 import sys
 
-from sjft_jax import main, paths, selected
+from sjft_jax import command, paths, selected
 from sjft_jax.errors import UserError
 from sjft_jax.export_formats import FORMATS
 
@@ -40,10 +40,10 @@ def _work(argv):
   selection = selected.load(args.workdir, args.k)
   FORMATS[args.to](selection, args.out)
   print(
-    f'{len(selection.pairs)} pairs with {len(selection.index)} source images '
-    f'are in {args.out}.'
+    f'{len(selection.target_n)} pairs with {len(selection.index)} source '
+    f'images are in {args.out}.'
   )
 
 
 if __name__ == '__main__':
-  sys.exit(main.guarded(_work, sys.argv))
+  sys.exit(command.guarded(_work, sys.argv))

@@ -1,6 +1,5 @@
 """A selection as files of other programs: a writer for each format."""
 
-import csv
 import io
 import itertools
 import json
@@ -33,35 +32,45 @@ _SUFFIXES = (
 
 def to_csv(selection: Selection, out: pathlib.PurePath) -> None:
   """Writes the pairs as csv; distances with all their digits."""
-  with files.replacing(out) as file:
-    pyarrow.csv.write_csv(selection.pairs, file)
+  _write_pairs(selection, out, pyarrow.csv.CSVWriter)
 
 
 def to_parquet(selection: Selection, out: pathlib.PurePath) -> None:
   """Writes the pairs as one parquet file."""
-  with files.replacing(out) as file:
-    pq.write_table(selection.pairs, file)
+  _write_pairs(selection, out, pq.ParquetWriter)
+
+
+def _write_pairs(selection, out, writer):
+  with (
+    files.replacing(out) as file,
+    writer(file, selected.SCHEMA) as written,
+  ):
+    for part in selection.pairs():
+      written.write_table(part)
 
 
 def to_folder(selection: Selection, out: pathlib.PurePath) -> None:
   """Writes the images by class, images.csv and pairs.csv."""
-  pool, used = selection.pool, set()
   with files.building(out, 'pairs.csv') as beside:
     beside.mkdir()
-    folders = _distinct(map(_safe, pool.classes))
-    with files.replacing(beside / 'images.csv', 'w') as file:
-      writer = csv.writer(file)
-      writer.writerow(('path', 'source_id', 'label', 'class'))
-      for i, data in selected.images(selection):
-        label = pool.labels[i]
-        stem = _safe(re.sub(r'\.\w+$', '', pool.ids[i].rpartition('/')[2]))
-        name = _free(f'{folders[label]}/{stem}', _suffix(data), used)
-        path = beside / 'images' / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        row = f'images/{name}', pool.ids[i], label, pool.classes[label]
-        writer.writerow(row)
+    header = 'path', 'source_id', 'label', 'class'
+    rows = _write_images(selection, beside)
+    files.write_csv(beside / 'images.csv', header, rows)
     to_csv(selection, beside / 'pairs.csv')
+
+
+def _write_images(selection, directory):
+  """Writes every image when its row of images.csv is asked for."""
+  pool, used = selection.pool, set()
+  folders = _distinct(map(_safe, pool.classes))
+  for i, data in selected.images(selection):
+    label = pool.labels[i]
+    stem = _safe(re.sub(r'\.\w+$', '', pool.ids[i].rpartition('/')[2]))
+    name = _free(f'{folders[label]}/{stem}', _suffix(data), used)
+    path = directory / 'images' / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    yield f'images/{name}', pool.ids[i], label, pool.classes[label]
 
 
 def to_tar(selection: Selection, out: pathlib.PurePath) -> None:
@@ -101,7 +110,7 @@ def to_tfds(selection: Selection, out: pathlib.PurePath) -> None:
 
   from sjft_jax.data import recorded
 
-  pool, target_classes = selection.pool, selection.target_classes
+  pool, target_classes = selection.pool, selection.target.classes
   for name in (*pool.classes, *target_classes):
     # TFDS keeps them as lines of a file.
     if name != name.strip() or len(name.splitlines()) != 1:

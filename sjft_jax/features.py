@@ -8,7 +8,7 @@ numbers, so that distances are sums of whole numbers, whatever the blocks.
 import jax
 import numpy as np
 
-from sjft_jax import files, paths, processes, progress, tables, train
+from sjft_jax import files, paths, processes, progress, streams, tables, train
 from sjft_jax import mesh as meshes
 from sjft_jax.data import pipelines, preprocess
 from sjft_jax.errors import UserError
@@ -28,7 +28,7 @@ def find(c, target, source, directory, *, mesh, donors=()):
 
   Args:
     c: every setting; `model`, `train.resize`, `train.crop`, `evaluate.batch`,
-      `budget` and `threads` are read.
+      `budget`, `threads` and `max_bad_fraction` are read.
     target: data set of the target training images.
     source: the pool.
     directory: where neighbours.parquet and features.json go.
@@ -40,7 +40,8 @@ def find(c, target, source, directory, *, mesh, donors=()):
     where a row ends; {source id: why} of the images that cannot be decoded).
 
   Raises:
-    UserError: if the weights cannot be read or are of another trunk.
+    UserError: if the weights cannot be read or are of another trunk; or as
+      `nearest`.
   """
   directory = paths.path(directory)
   finished, key = directory / NAME, _key(c, target, source)
@@ -60,7 +61,9 @@ def find(c, target, source, directory, *, mesh, donors=()):
       )
     if not finished.exists():
       describe = _describer(c, meshes.own(mesh))
-      table, bad = nearest(describe, target, source, key['maximum'])
+      table, bad = nearest(
+        describe, target, source, key['maximum'], c.max_bad_fraction
+      )
       tables.write(
         directory / 'neighbours.parquet', table, target.ids, source.ids
       )
@@ -71,7 +74,7 @@ def find(c, target, source, directory, *, mesh, donors=()):
   return found.index_qk, files.read_json(finished)['unreadable']
 
 
-def nearest(describe, target, source, k):
+def nearest(describe, target, source, k, max_bad_fraction=1.0):
   """The k nearest source images of every target image.
 
   Args:
@@ -80,9 +83,15 @@ def nearest(describe, target, source, k):
     target: data set.
     source: data set.
     k: depth.
+    max_bad_fraction: the largest share of the source to go on without because
+      it cannot be read now. Those few are read once more at the end.
 
   Returns:
     (`tables.Table`; {source id: why} of the images that were left out).
+
+  Raises:
+    UserError: if a target image cannot be read, or too many of the source; or
+      if features are not finite.
   """
   blocks = [(index, whole(x)) for index, x, _ in describe(target)]
   target_qd = np.concatenate([x for _, x in blocks])
@@ -93,8 +102,7 @@ def nearest(describe, target, source, k):
       'the same command again.'
     )
   target_qd = target_qd[order]
-  table, bad = tables.Table.empty(len(target_qd), k), {}
-  held = []
+  table, held = tables.Table.empty(len(target_qd), k), []
 
   def settle():
     index_s = np.concatenate([index for index, _ in held])
@@ -103,20 +111,42 @@ def nearest(describe, target, source, k):
     row_n, at_n = np.nonzero(distance_qs <= table.distance_qk[:, -1:])
     table.merge(row_n, index_s[at_n], distance_qs[row_n, at_n])
 
-  for index, feature_bd, unreadable in describe(source):
-    bad |= {str(source.ids[i]): why for i, why in unreadable.items()}
-    held.append((index, whole(feature_bd)))
-    if sum(len(index) for index, _ in held) >= _SHARD:
+  def search(index_s):
+    """Takes in these images; {position: why} of the bad, and which may pass."""
+    bad, lost = {}, []
+    for at_b, feature_bd, unreadable in describe(source.subset(index_s)):
+      unreadable = {int(index_s[i]): why for i, why in unreadable.items()}
+      bad |= unreadable
+      lost += streams.passing(unreadable.items())
+      # What is written is without them for good.
+      streams.refuse_outage(lost, source.ids, len(source), max_bad_fraction)
+      held.append((index_s[at_b], whole(feature_bd)))
+      if sum(len(index) for index, _ in held) >= _SHARD:
+        settle()
+    if held:
       settle()
-  if held:
-    settle()
+    return bad, lost
+
+  bad, lost = search(np.arange(len(source)))
+  if lost:
+    again, _ = search(np.array(lost))
+    bad = {i: bad[i] for i in bad.keys() - set(lost)} | again
   table.distance_qk /= _LENGTH**2
-  return table, bad
+  return table, {str(source.ids[i]): bad[i] for i in sorted(bad)}
 
 
 def whole(feature_nd) -> np.ndarray:
-  """Features at one length, rounded to whole numbers, float64 [n, d]."""
+  """Features at one length, rounded to whole numbers, float64 [n, d].
+
+  Raises:
+    UserError: if one is not finite.
+  """
   feature_nd = np.asarray(feature_nd, np.float64)
+  if not np.isfinite(feature_nd).all():
+    raise UserError(
+      'Needed features that are finite numbers; some of the images have others.'
+      ' Look at model.weights: they are broken, or of another kind of trunk.'
+    )
   length_n = np.linalg.norm(feature_nd, axis=1, keepdims=True)
   return np.rint(_LENGTH * feature_nd / np.maximum(length_n, 1e-30))
 

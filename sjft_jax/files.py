@@ -5,6 +5,7 @@ objects alone, they are written on the disk and then put.
 """
 
 import contextlib
+import csv
 import hashlib
 import io
 import json
@@ -15,6 +16,8 @@ import socket
 import tempfile
 import time
 
+import numpy as np
+
 from sjft_jax import paths
 from sjft_jax.errors import UserError
 
@@ -22,6 +25,7 @@ from sjft_jax.errors import UserError
 # a request that is paid for.
 POLL_SECONDS = 0.2
 POLL_STORE_SECONDS = 2.0
+_NEEDED = object()
 
 
 @contextlib.contextmanager
@@ -159,10 +163,45 @@ def wait_for(path):
     time.sleep(seconds)
 
 
-def read_json(path):
-  """The value of a JSON file."""
+def read_json(path, default=_NEEDED):
+  """The value of a JSON file.
+
+  Args:
+    path: of the file.
+    default: the value where there is no such file.
+
+  Raises:
+    FileNotFoundError: where there is neither.
+  """
+  path = paths.path(path)
+  if default is not _NEEDED and not path.exists():
+    return default
   with opened(path) as file:
     return json.loads(file.read().decode())
+
+
+def write_csv(path, header, rows):
+  """Writes a csv file.
+
+  Args:
+    path: of the file.
+    header: names of the columns.
+    rows: of as many values each; a generator's are never held together.
+  """
+  with replacing(path, 'w') as file:
+    writer = csv.writer(file)
+    writer.writerow(header)
+    writer.writerows(rows)
+
+
+def read_npz(path) -> dict[str, np.ndarray]:
+  """The arrays of an npz file by name; nothing in it is unpickled.
+
+  Raises:
+    ValueError: if it holds what only unpickling could read.
+  """
+  with opened(path) as file, np.load(file, allow_pickle=False) as stored:
+    return dict(stored)
 
 
 def read_bytes(path) -> bytes:

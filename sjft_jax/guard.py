@@ -7,9 +7,7 @@ image is listed apart.
 
 import collections
 import contextlib
-import csv
 import functools
-import os
 import pathlib
 
 import cv2
@@ -21,6 +19,7 @@ from sjft_jax.errors import UserError
 
 _SHOWN = 24  # pairs
 _SHOWN_SIDE = 128  # pixels
+_HOW = 'tests', 'similarity'  # columns
 # What results.json repeats of the record.
 _COUNTS = (
   'checked',
@@ -182,15 +181,11 @@ def exposure(c, workdir, test, posteriors) -> dict:
 
 def cache_directory(setting) -> pathlib.Path:
   """Where hash tables are kept: the setting, or the user's cache."""
-  if setting:
-    return pathlib.Path(setting).expanduser()
-  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(home).expanduser() / 'sjft_jax'
+  return pathlib.Path(setting).expanduser() if setting else paths.cache()
 
 
 def _record(workdir) -> dict:
-  path = paths.path(workdir) / 'guard' / 'record.json'
-  return files.read_json(path) if path.exists() else {}
+  return files.read_json(paths.path(workdir) / 'guard' / 'record.json', {})
 
 
 # --- The check ----------------------------------------------------------------
@@ -206,12 +201,14 @@ def _check(c, train, test, pool, directory, key):
     rows = [
       _row(pool.ids[r.source], dataset.ids[r.target], r) for r in by_part[name]
     ]
-    _write(directory / f'{name}.csv', ('source_id', 'target_id'), rows)
+    header = 'source_id', 'target_id', *_HOW
+    files.write_csv(directory / f'{name}.csv', header, rows)
   rows = [
     _row(one.ids[r.source], other.ids[r.target], r)
     for one, other, r in by_part['inside']
   ]
-  _write(directory / 'target_repeats.csv', ('id', 'repeats_id'), rows)
+  header = 'id', 'repeats_id', *_HOW
+  files.write_csv(directory / 'target_repeats.csv', header, rows)
   leaks = by_part['quarantine']
   _draw_pairs(directory / 'pairs', leaks, test, pool)
   hits = leaks + by_part['repeats'] * c.guard.withhold_train
@@ -303,13 +300,6 @@ def _row(one, other, repeat):
   similarity = repeat.similarity
   text = '' if similarity is None else f'{similarity:.4f}'
   return one, other, '+'.join(repeat.tests), text
-
-
-def _write(path, names, rows):
-  with files.replacing(path, 'w') as file:
-    writer = csv.writer(file)
-    writer.writerow((*names, 'tests', 'similarity'))
-    writer.writerows(rows)
 
 
 def _draw_pairs(directory, leaks, test, pool):

@@ -151,7 +151,7 @@ class Learner:
     def is_finished():
       for donor in donors:
         theirs = donor / 'pretrain' / 'key.json'
-        if not directory.exists() and _read(theirs) == key:
+        if not directory.exists() and files.read_json(theirs, None) == key:
           with files.building(directory, trunk.name) as beside:
             files.copy_tree(donor / 'pretrain', beside)
       if trunk.exists():
@@ -442,7 +442,3 @@ def _pretraining_key(c, pool):
     'data': pool.digest,
   }
   return settings
-
-
-def _read(path):
-  return files.read_json(path) if path.exists() else None

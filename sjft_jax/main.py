@@ -7,17 +7,15 @@ once for each of several processes, which work together.
 
 import ast
 import contextlib
-import errno
 import functools
 import os
-import signal
 import sys
 import traceback
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from sjft_jax import paths, preemption
+from sjft_jax import command, paths, preemption
 from sjft_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -46,63 +44,9 @@ _PROCESS = flags.DEFINE_integer(
   'Which this is, from 0; default: JAX_PROCESS_ID, or as for --coordinator.',
 )
 
-# What the machine, not the program, has too little of.
-_MACHINE = {
-  errno.ENOSPC: 'free some space',
-  errno.EDQUOT: 'free some space',
-  errno.EROFS: 'name a place that can be written to',
-  errno.EACCES: 'give yourself the right to it, or name another place',
-}
-
-
-def guarded(work, *args) -> int:
-  """Runs `work`; what the user can put right is one line and exit code 2."""
-  try:
-    work(*args)
-    sys.stdout.flush()
-  except UserError as error:
-    return _say(error)
-  except BrokenPipeError:
-    # Who reads the output has read enough, as `head` does; nor may Python
-    # write the rest when it ends.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + signal.SIGPIPE
-  except KeyboardInterrupt:
-    print('\nInterrupted; the same command goes on from here.', file=sys.stderr)
-    return 130
-  except Exception as error:
-    mend = _machine_mend(error)
-    if mend is None:
-      raise
-    return _say(mend)
-  return 0
-
-
-def _say(message) -> int:
-  print(f'sjft_jax: {" ".join(str(message).split())}', file=sys.stderr)
-  return 2
-
 
 def _first_line(error):
   return str(error).partition('\n')[0][:200]
-
-
-def _machine_mend(error):
-  """The line for a fault of the machine, or None: a fault of the program."""
-  while error is not None:
-    code = getattr(error, 'errno', None)
-    # TensorStore reports a full disk in words alone.
-    if code is None and 'No space left on device' in str(error):
-      code = errno.ENOSPC
-    if code in _MACHINE:
-      return (
-        f'{error}: {_MACHINE[code]}, then give the command again; what is '
-        'finished is kept.'
-      )
-    if line := paths.fault(error):
-      return line
-    error = error.__cause__ or error.__context__
-  return None
 
 
 def parse(argv):
@@ -207,7 +151,7 @@ def run(argv, accept=lambda c: None) -> int:
   code, stopped, fault = 1, None, None
   preemption.listen()
   try:
-    code = guarded(_work, argv, accept)
+    code = command.guarded(_work, argv, accept)
   except preemption.Preemption as stop:
     code, stopped = 0, stop
   except Exception as error:

@@ -8,6 +8,7 @@ as long as an object lies below it.
 """
 
 import contextlib
+import errno
 import functools
 import os
 import pathlib
@@ -20,6 +21,13 @@ from sjft_jax.errors import UserError
 # Scheme -> the package by which fsspec knows the store.
 SCHEMES = {'gs': 'gcsfs', 's3': 's3fs'}
 _KNOWN = 'a path of a disk, gs://BUCKET/NAME or s3://BUCKET/NAME'
+MAX_BYTES = 512 * 2**20  # of one image; more is not read
+# How it is said that another attempt to read may succeed.
+UNREADABLE = 'cannot be read now'
+# A path that leads to no file, whatever the disk does.
+_FOR_GOOD = errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG
+# What our own disk has too little of, while a store is read.
+_LOCAL = errno.ENOSPC, errno.EDQUOT, errno.EROFS
 # As they are where the packages of a store raise what is no OSError.
 _PACKAGES = (
   'aiobotocore',
@@ -29,6 +37,14 @@ _PACKAGES = (
   'google.auth',
   's3fs',
 )
+
+
+class DamagedError(OSError):
+  """A file that no second attempt would read."""
+
+
+class Unreadable(UserError):  # noqa: N818
+  """A file that another attempt may read; nothing made of it is void."""
 
 
 def path(text) -> pathlib.PurePath:
@@ -107,21 +123,57 @@ def on_disk(text, what: str) -> pathlib.Path:
   return found
 
 
+def cache() -> pathlib.Path:
+  """The user's directory for what can be made again.
+
+  Of a user without a home it can neither be made nor read.
+  """
+  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  found = os.path.expanduser(home)
+  return pathlib.Path(os.devnull if found[0] == '~' else found) / 'sjft_jax'
+
+
 def reader(root) -> Callable[[str], bytes]:
   """Function of a name below `root` to the bytes of that file.
 
   It is safe in threads. Of what cannot be read on a disk it raises OSError; of
   what is not in a store FileNotFoundError, and UserError if the store cannot
-  tell, since that is not the fault of an image.
+  tell, since that is not the fault of an image. A file of more than MAX_BYTES
+  is not read: DamagedError.
   """
-  if not in_store(root):
+  if in_store(root):
+    return lambda name: _capped(f'{root}/{name}')
 
-    def read(name):
-      with open(os.path.join(root, name), 'rb') as file:
-        return file.read()
+  def read(name):
+    with open(os.path.join(root, name), 'rb') as file:
+      refuse_large(os.fstat(file.fileno()).st_size)
+      return file.read()
 
-    return read
-  return lambda name: _cut(f'{root}/{name}', None, None)
+  return read
+
+
+def _capped(text):
+  """The bytes of an object, of which no more are asked for than may be."""
+  with _asking(text):
+    store = _store(text)
+    try:
+      data = store.cat_file(text, start=0, end=MAX_BYTES + 1)
+    except FileNotFoundError:
+      raise
+    except Exception:
+      # Stores have no part of an object that is empty.
+      with contextlib.suppress(Exception):
+        if store.size(text) == 0:
+          return b''
+      raise
+  refuse_large(len(data))
+  return data
+
+
+def refuse_large(size: int) -> None:
+  """Raises DamagedError for an image of so many bytes, if they are too many."""
+  if size > MAX_BYTES:
+    raise DamagedError(errno.EFBIG, f'larger than {MAX_BYTES} bytes')
 
 
 def parts(path) -> Callable[[int, int], bytes]:
@@ -138,7 +190,7 @@ def parts(path) -> Callable[[int, int], bytes]:
 
 
 def read(path) -> bytes:
-  """The bytes of a file; errors as `reader`."""
+  """The bytes of a file, however many; other errors as `reader`."""
   return _cut(str(path), None, None) if in_store(path) else path.read_bytes()
 
 
@@ -214,6 +266,8 @@ def _asking(path):
   except (FileNotFoundError, UserError):
     raise
   except Exception as error:
+    if isinstance(error, OSError) and error.errno in _LOCAL:
+      raise
     raise UserError(_silent(error, path)) from error
 
 
@@ -228,4 +282,46 @@ def _silent(error, what):
   return (
     f'{what} cannot be reached: {type(error).__name__}: {error}. Look at the '
     'name, your credentials and the network, then give the same command again.'
+  )
+
+
+def is_transient(error: OSError) -> bool:
+  """Whether another attempt to read a file may succeed."""
+  gone = isinstance(error, (FileNotFoundError, DamagedError))
+  return not gone and error.errno not in _FOR_GOOD
+
+
+def cause(error: BaseException) -> BaseException | None:
+  """What of a chain of errors is the fault of a disk or a store.
+
+  Readers of archives hide it behind one that says that the archive is damaged.
+  They raise OSError for damage, too, but without a number, or with that of a
+  place before a file's beginning, EINVAL.
+
+  Args:
+    error: what a reader of archives raised.
+
+  Returns:
+    The first such error, or None: the archive is damaged.
+  """
+  while error is not None:
+    number = getattr(error, 'errno', None)
+    lost = isinstance(error, (TimeoutError, ConnectionError))
+    if lost or number not in (None, 0, errno.EINVAL) or fault(error):
+      return error
+    error = error.__cause__ or error.__context__
+  return None
+
+
+def unreadable(what, error: BaseException) -> Unreadable:
+  """The line for a file that another attempt may read.
+
+  Args:
+    what: the file, to begin the sentence with.
+    error: why it cannot be read.
+  """
+  reason = getattr(error, 'strerror', '') or str(error) or repr(error)
+  return Unreadable(
+    f'{what} {UNREADABLE} ({reason}). Give yourself the right to read it, or '
+    'look after its disk, then give the same command again.'
   )

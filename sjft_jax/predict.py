@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from sjft_jax import main, mesh, paths, progress, rounds
+from sjft_jax import command, mesh, paths, progress, trained
 from sjft_jax.data import datasets, preprocess
 from sjft_jax.errors import UserError
 
@@ -50,20 +50,21 @@ def predict(workdir, images, *, fuse, batch):
   Args:
     workdir: directory of the run.
     images: paths of image files.
-    fuse: average the models of all rounds, instead of taking the last one.
+    fuse: average the class probabilities of all rounds; otherwise those of one
+      network, the distilled one or the last round's.
     batch: images at a time.
 
   Yields:
     (path, probability float32 [classes] or None, reason or None) in order; a
     file that cannot be decoded has a reason and no probability.
   """
-  run = rounds.Trained(workdir, mesh.make())
+  run = trained.Trained(workdir, mesh.make())
   crop = run.settings.train.crop
   for start in range(0, len(images), batch):
     part, pictures, reasons = images[start : start + batch], [], {}
     for path in part:
       try:
-        picture = preprocess.decode(paths.read(path))
+        picture = preprocess.decode(paths.reader(path.parent)(path.name))
         picture = preprocess.resize(picture, run.settings.train.resize)
         pictures.append(preprocess.center_crop(picture, crop))
       except (preprocess.BadImage, OSError) as error:
@@ -87,7 +88,9 @@ def _work(argv):
   parser.add_argument('--json', action='store_true', help='one object a line')
   parser.add_argument('--top', type=int, default=1, help='classes per image')
   parser.add_argument(
-    '--fuse', action='store_true', help='average the models of all rounds'
+    '--fuse',
+    action='store_true',
+    help='average the class probabilities of all rounds',
   )
   parser.add_argument('--batch', type=int, default=32, help='images at a time')
   parser.add_argument('images', nargs='+', metavar='IMAGE_OR_DIR')
@@ -96,7 +99,7 @@ def _work(argv):
     raise UserError(
       f'--batch and --top are at least 1, not {args.batch} and {args.top}.'
     )
-  classes = rounds.classes(args.workdir)
+  classes = trained.classes(args.workdir)
   found = images(args.images)
   batch = mesh.round_up(min(args.batch, len(found)), mesh.make())
   bad = 0
@@ -126,4 +129,4 @@ def _work(argv):
 
 
 if __name__ == '__main__':
-  sys.exit(main.guarded(_work, sys.argv))
+  sys.exit(command.guarded(_work, sys.argv))

@@ -3,8 +3,9 @@
 Writes array_record files into --data_dir, which a run then reads with
 --config.target.kind=tfds or --config.source.main.kind=tfds. The archives are
 put into --manual_dir by hand; without it, the command says which. Nothing is
-done for a set that is there already; an interrupted preparation goes on after
-the last file of 5,000 images that it wrote.
+done for a set that is there already; an interrupted preparation, or one whose
+archives cannot be read for a while, goes on after the last file of 5,000 images
+that it wrote.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 
 from absl import logging
 
-from sjft_jax import files, main, paths
+from sjft_jax import command, files, paths
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
 
@@ -60,7 +61,8 @@ def prepare(
 
   Raises:
     UserError: if there is no such set, or an archive is missing, damaged,
-      incomplete or another; nothing is left in data_dir then.
+      incomplete or another; nothing is left in data_dir then. If one cannot be
+      read now; what was written is kept then.
   """
   data_dir = paths.on_disk(data_dir, '--data_dir: array_record files')
   if manual_dir is not None:
@@ -101,11 +103,12 @@ def _write(builder, manual_dir, digests):
   beside = directory.with_name(f'.{directory.name}.part')
   begun = beside / 'begun.json'
   # What was written goes with these archives, and with no others.
-  stats = {
-    path.name: path.stat()
-    for path in sorted(manual_dir.iterdir())
-    if path.is_file() and path.name in builder.MANUAL_DOWNLOAD_INSTRUCTIONS
-  }
+  with archives.reading(manual_dir):
+    stats = {
+      path.name: path.stat()
+      for path in sorted(manual_dir.iterdir())
+      if path.is_file() and path.name in builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+    }
   key = {
     'archives': {k: [s.st_size, s.st_mtime_ns] for k, s in stats.items()},
     'images in a file': recorded.PER_SHARD,
@@ -113,7 +116,10 @@ def _write(builder, manual_dir, digests):
   }
   # What was checked need not be checked again, what was not must be.
   same = key, key | {'digests': True}
-  if begun.exists() and files.read_json(begun) in same:
+  old = files.read_json(begun) if begun.exists() else {'archives': {}}
+  # One that is away for a while does not make the others another set.
+  archives.find(manual_dir, *old['archives'])
+  if old in same:
     print(
       f'Going on with {directory}: images that an earlier start wrote are read '
       'in the archives again, but not written.',
@@ -137,6 +143,8 @@ def _write(builder, manual_dir, digests):
       )
       for split, examples in builder.splits(manual_dir).items()
     ]
+  except paths.Unreadable:
+    raise  # The archives are not void, nor what was written of them.
   except UserError:
     shutil.rmtree(beside, ignore_errors=True)
     raise
@@ -150,8 +158,9 @@ def _write(builder, manual_dir, digests):
     citation=builder.info.citation,
     supervised_keys=('image', 'label'),
   )
-  begun.unlink()
+  # In this order: without it, a start after a kill would remove all.
   beside.rename(directory)
+  (directory / begun.name).unlink()
 
 
 def _work(argv):
@@ -179,4 +188,4 @@ def _work(argv):
 
 
 if __name__ == '__main__':
-  sys.exit(main.guarded(_work, sys.argv))
+  sys.exit(command.guarded(_work, sys.argv))

@@ -55,6 +55,7 @@ _blocks = 0
 _farewell = None
 _joined = False
 _leaving = None
+_telling = False
 
 
 def cores() -> int:
@@ -152,20 +153,25 @@ def told(work: Callable[[], Any]) -> Any:
   """What `work` returns in the first process, which alone does it.
 
   Args:
-    work: returns what JSON can hold.
+    work: returns what JSON can hold. Nothing is told, gathered or agreed on in
+      it, and no block is begun together: the others are not there.
 
   Returns:
     The same in every process, as JSON reads it back.
 
   Raises:
+    RuntimeError: for what `work` may not do, also where there are no others.
     UserError: in every process, what `work` raised.
   """
+  key = _next_key('told')
   if jax.process_count() == 1:
-    return work()
-  store, key = distributed.global_state.client, f'told/{next(_numbers)}'
+    with _alone():
+      return work()
+  store = distributed.global_state.client
   if first():
     try:
-      answer = {'value': work()}
+      with _alone():
+        answer = {'value': work()}
     except UserError as error:
       answer = {'error': str(error)}
     store.key_value_set(key, json.dumps(answer))
@@ -175,15 +181,42 @@ def told(work: Callable[[], Any]) -> Any:
   return answer['value']
 
 
+@contextlib.contextmanager
+def _alone():
+  """A block that the first process does alone."""
+  global _telling
+  _telling = True
+  try:
+    yield
+  finally:
+    _telling = False
+
+
+def _next_key(kind) -> str:
+  """The key of what comes next, the same in every process."""
+  # One number more in the first process alone, and all would wait for ever,
+  # each for another key.
+  if _telling:
+    raise RuntimeError(
+      'What the first process does alone may not tell, gather or agree on '
+      'anything: the others are not there. Do that before or after it.'
+    )
+  return f'{kind}/{next(_numbers)}'
+
+
 def gathered(value: Any) -> list:
   """What every process gives, in their order, in every process.
 
   Args:
     value: what JSON can hold.
+
+  Raises:
+    RuntimeError: in the `work` of `told`.
   """
+  key = _next_key('gathered')
   if jax.process_count() == 1:
     return [value]
-  store, key = distributed.global_state.client, f'gathered/{next(_numbers)}'
+  store = distributed.global_state.client
   store.key_value_set(f'{key}/{jax.process_index()}', json.dumps(value))
   return [
     json.loads(_get(store, f'{key}/{i}')) for i in range(jax.process_count())

@@ -67,13 +67,18 @@ class Target:
     self.dataset = dataset
     self.of_stem = _unique(map(stem, dataset.ids))
     self.of_bytes = collections.defaultdict(list)
+    # Images too small or too flat to be told from others by their look.
+    self.without = 0
     views, owner, region = [], [], []
     rows = pipelines.each(dataset, self._describe, threads)
     with progress.bar(len(dataset), label) as bar:
       for i, (digest, found) in enumerate(rows):
         bar.update()
+        self.without += not found
         if digest:
           self.of_bytes[digest].append(i)
+          if self.of_bytes[digest][0] != i:
+            continue  # The first copy of a file is looked at for all.
         views += found
         owner += [i] * len(found)
         region += range(len(found))
@@ -81,6 +86,7 @@ class Target:
       views, (-1, len(fingerprints.VIEWS), fingerprints.SIZE)
     ).astype(np.float32)
     self.owner, self.region = np.array(owner, int), np.array(region, int)
+    self.copies = {index[0]: index for index in self.of_bytes.values()}
     # One decode serves the neighbours of a source image, which come together.
     self.regions = functools.lru_cache(maxsize=256)(
       lambda i: _regions(dataset, i)
@@ -98,11 +104,6 @@ class Target:
       return None, []
     digest = hashlib.sha256(data).digest()
     return digest, [fingerprints.view_fingerprints(r) for r in found]
-
-  @property
-  def without(self) -> int:
-    """Images too small or too flat to be told from others by their look."""
-    return len(self.dataset) - len(np.unique(self.owner))
 
 
 def find(
@@ -158,20 +159,27 @@ def find(
     with contextlib.closing(table):
       for part in table:
         unread += [str(source.ids[i]) for i in part.lost]
+        of_bytes = collections.defaultdict(list)
         for i, digest in enumerate(part.sha256, part.start):
-          for t in target.of_bytes.get(digest.tobytes(), ()):
-            tests[i, t].append('bytes')
-        candidates = _candidates(part, target, screen)
+          of_bytes[digest.tobytes()].append(i)
+        for digest, index in of_bytes.items():
+          for pair in itertools.product(index, target.of_bytes.get(digest, ())):
+            tests[pair].append('bytes')
+        # Of many copies of one file on both sides, as of a placeholder, one
+        # pair is compared.
+        copies = {index[0]: index for index in of_bytes.values()}
+        candidates = _candidates(part, copies, target, screen)
         counts['without_fingerprint'] += len(part.sha256) - len(
           np.unique(part.owner)
         )
         counts['pairs_compared'] += sum(map(len, candidates.values()))
-        for pair, r in itertools.chain.from_iterable(
+        for (i, t), r in itertools.chain.from_iterable(
           executor.map(compare, candidates.items())
         ):
           if r > confirm:
-            tests[pair].append('picture')
-            similarity[pair] = r
+            for pair in itertools.product(copies[i], target.copies[t]):
+              tests[pair].append('picture')
+              similarity[pair] = r
   repeats = [
     Repeat(
       source=i,
@@ -232,17 +240,18 @@ def _compare_wholes(source, target, pair) -> float:
   )
 
 
-def _candidates(part, target, screen) -> dict[int, list[tuple]]:
+def _candidates(part, looked_at, target, screen) -> dict[int, list[tuple]]:
   """Source position -> [(its region, target picture, view, mirrored)]."""
   found = collections.defaultdict(list)
-  prints = fingerprints.unpack(part.fingerprint)
+  rows = np.flatnonzero(np.isin(part.owner, list(looked_at)))
+  prints = fingerprints.unpack(part.fingerprint[rows])
   for first in range(0, len(prints), _SOURCES):
     block = prints[first : first + _SOURCES]
     for s, t in _alike(block, target.views, screen):
       even, odd = _halves(target.views[t] * block[s])
       even, odd = even.sum(axis=-1), odd.sum(axis=-1)
       view = int(np.argmax(even + np.abs(odd)))
-      row = first + s
+      row = rows[first + s]
       found[int(part.owner[row])].append(
         (int(part.region[row]), int(t), view, bool(odd[view] < 0))
       )

@@ -54,7 +54,8 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
   """Describes both sets and searches, or reads what an earlier start left.
 
   Args:
-    c: every setting; `describe`, `budget` and `threads` are read.
+    c: every setting; `describe`, `search`, `budget`, `threads` and
+      `max_bad_fraction` are read.
     target: data set of the target training images.
     source: the pool.
     directory: where edges.npz, neighbours.parquet and certificate.json go.
@@ -66,8 +67,9 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
     The neighbours of every target image, nearest first.
 
   Raises:
-    UserError: if the source is smaller than the depth of the search, or the
-      directory holds another search.
+    UserError: if the source is smaller than the depth of the search, the
+      directory holds another search, or a finished one is not as it was
+      written; or as `search.nearest`.
   """
   directory = paths.path(directory)
   depth = c.budget.depth or c.budget.maximum
@@ -86,10 +88,14 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
       theirs = donor / certificate.NAME
       if directory.exists() or not theirs.exists():
         continue
-      if files.read_json(theirs)['key'] == key:
+      if certificate.key(donor) == key:
+        certificate.read(donor)
         with files.building(directory, certificate.NAME) as beside:
           files.copy_tree(donor, beside)
+        return True
     _claim(directory, key)
+    if finished.exists():
+      certificate.read(directory)
     return finished.exists()
 
   # One process decides: another that came later would find a search finished
@@ -116,7 +122,7 @@ def _claim(directory, key):
   begun, now = directory / 'begun.json', {'key': key, 'build': search.BUILD}
   finished = directory / certificate.NAME
   if finished.exists():
-    same = files.read_json(finished)['key'] == key
+    same = certificate.key(directory) == key
     begun.unlink(missing_ok=True)
   elif begun.exists():
     same = files.read_json(begun) == now
@@ -162,6 +168,7 @@ def _search(c, target, source, directory, key, mesh):
     target_parts=c.search.target_parts,
     rank=None if c.search.rank < 0 else c.search.rank,
     operands=c.search.operands,
+    max_bad_fraction=c.max_bad_fraction,
   )
   if source.whole:
     found = _in_places(found, source.place)
@@ -196,7 +203,7 @@ def _in_places(found, place):
   return dataclasses.replace(
     found,
     table=table,
-    shards=[tuple(np.searchsorted(place, shard)) for shard in found.shards],
+    times_s=found.times_s[place],
     bad={int(np.searchsorted(place, i)): why for i, why in found.bad.items()},
   )
 

@@ -30,7 +30,9 @@ def fit_fine(bank, source, *, bins, **run_on) -> describe.Describer:
   """
   count = min(SAMPLE, len(source))
   spread = np.linspace(0, len(source) - 1, count).astype(int)
-  return describe.fit(bank, source.subset(spread), bins=bins, **run_on)
+  sample = source.subset(spread)
+  # A source may hold files that are no images.
+  return describe.fit(bank, sample, bins=bins, partly=True, **run_on)
 
 
 def snap(describer, fine) -> describe.Describer:
@@ -89,9 +91,20 @@ class Merged(streams.Described):
       ]
     )
 
+  def places(self, start, stop):
+    """The positions of start..stop that the stream has, int64 [n]."""
+    return self._fine.places(start, stop)
+
   def blocks(self, start, stop, rows):
     """Yields `Block`s of positions start..stop, in order."""
-    for block in self._fine.blocks(start, stop, rows):
+    return self._merged(self._fine.blocks(start, stop, rows))
+
+  def again(self, index_n, rows):
+    """Yields `Block`s of these positions, ascending, read anew."""
+    return self._merged(self._fine.again(index_n, rows))
+
+  def _merged(self, blocks):
+    for block in blocks:
       yield dataclasses.replace(block, counts_nd=self._merge(block.counts_nd))
 
   def _merge(self, counts_nd):

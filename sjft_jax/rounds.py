@@ -1,10 +1,6 @@
 """The whole method: search once, then train and re-weight, round by round."""
 
-import csv
-import functools
-
 import numpy as np
-from ml_collections import ConfigDict
 
 from sjft_jax import (
   describe,
@@ -17,6 +13,7 @@ from sjft_jax import (
   paths,
   processes,
   reasons,
+  round_files,
   screen,
   selection,
   suspects,
@@ -27,9 +24,6 @@ from sjft_jax.errors import UserError
 from sjft_jax.models import weight_files
 from sjft_jax.ops import hardness
 from sjft_jax.report import pages
-
-# Where the network lies that stands for those of all rounds.
-DISTILLED = 'distilled'
 
 
 def run(c, workdir, mesh, donors=()):
@@ -135,9 +129,16 @@ def run(c, workdir, mesh, donors=()):
 
 def _check(c, target, test, mesh, workdir):
   """Refuses what the target, the devices or the network cannot do."""
+  # For what these two refuse: the search, which needs what they return, comes
+  # after the guard.
   exact.cpu()
   screen.grid(meshes.own(mesh), c.search.target_parts)
   check_files(c)
+  if processes.count() > 1:
+    # They may lie on the disks of several machines.
+    used = [c.describe.weights, c.describe.edges, c.model.weights]
+    digests = [name and files.digest(name) for name in used]
+    processes.agree(digests, 'weight files and edges')
   if c.rounds:
     learn.check(c, mesh, workdir)
   if c.rounds and len(target) < c.train.target_batch:
@@ -181,9 +182,11 @@ def _check(c, target, test, mesh, workdir):
 
 def check_files(c):
   """Refuses descriptors and weights that cannot be read."""
+  # They are read again where they are used, hours later.
   if c.selection in selection.SEARCHED:
     describe.load_bank(c.describe)
     if c.describe.edges:
+      # Says so where there is no such file; of what it holds, nothing is asked.
       files.digest(c.describe.edges)
   if c.rounds and c.model.weights:
     weight_files.convention(c.model.weights)
@@ -203,56 +206,19 @@ def _end_round(c, directory, budget_q, posterior_qc, test_nc, target, test):
     )
   )
   # One that is there may be read by others just now.
-  if processes.first() and not (directory / 'budget.csv').exists():
-    _write_round(
-      directory, budget_q, next_q, posterior_qc, test_nc, target, test
+  if processes.first() and not round_files.finished(directory):
+    round_files.write(
+      directory, posterior_qc, test_nc, budget_q, next_q, target, test
     )
   return next_q
 
 
 def _answers(directory):
   """(training, test) probabilities that a finished round left, or None."""
-  # The file that is written last.
-  if not processes.told((directory / 'budget.csv').exists):
+  if not processes.told(lambda: round_files.finished(directory)):
     return None
-  with (
-    files.opened(directory / 'posteriors.npz') as file,
-    np.load(file, allow_pickle=False) as kept,
-  ):
-    return kept['train_probability'], kept['test_probability']
-
-
-def _write_round(
-  directory, budget_q, next_q, posterior_qc, test_nc, target, test
-):
-  with files.replacing(directory / 'posteriors.npz') as file:
-    np.savez_compressed(
-      file,
-      train_id=target.ids,
-      train_label=target.labels,
-      train_probability=posterior_qc,
-      test_id=test.ids,
-      test_label=test.labels,
-      test_probability=test_nc,
-    )
-  with files.replacing(directory / 'confusion.csv', 'w') as file:
-    writer = csv.writer(file)
-    writer.writerow(('true class', *target.classes))
-    counts_cc = evaluate.confusion(test_nc, test.labels).tolist()
-    writer.writerows(
-      (name, *row) for name, row in zip(target.classes, counts_cc, strict=True)
-    )
-  entropy_q = np.asarray(hardness.entropy(posterior_qc))
-  correct_q = posterior_qc.argmax(axis=1) == target.labels
-  with files.replacing(directory / 'budget.csv', 'w') as file:
-    writer = csv.writer(file)
-    writer.writerow(('target_id', 'entropy', 'correct', 'k', 'next_k'))
-    writer.writerows(
-      (name, f'{entropy:.6g}', int(correct), k, next_k)
-      for name, entropy, correct, k, next_k in zip(
-        target.ids, entropy_q, correct_q, budget_q, next_q, strict=True
-      )
-    )
+  kept = round_files.posteriors(directory)
+  return kept['train_probability'], kept['test_probability']
 
 
 def _summary(m, budget_q, next_q, posterior_qc, test_nc, target, test):
@@ -298,7 +264,7 @@ def _distilled(
   c, learner, weights, target, pool, drawn, test, workdir, summaries
 ):
   """One network that answers as the rounds' networks do on average."""
-  directory = workdir / DISTILLED
+  directory = workdir / round_files.DISTILLED
   teachers = [
     learner.restore(workdir / 'rounds' / str(s['round'])) for s in summaries
   ]
@@ -312,13 +278,7 @@ def _distilled(
   )
   test_nc = learner.posteriors(student, test, c.evaluate.views, 'test')
   if processes.first():
-    with files.replacing(directory / 'posteriors.npz') as file:
-      np.savez_compressed(
-        file,
-        test_id=test.ids,
-        test_label=test.labels,
-        test_probability=test_nc,
-      )
+    round_files.write_test(directory, test_nc, test)
   return _worth(test_nc, test.labels)
 
 
@@ -333,85 +293,3 @@ def _borrowed(pool, drawn):
     images[name] = len(mine)
     classes[name] = len(np.unique(pool.labels[mine]))
   return {'images_selected': images, 'classes_selected': classes}
-
-
-class Trained:
-  """A run's network, to be asked about new images.
-
-  Args:
-    workdir: directory of a run with at least one finished round.
-    mesh: the devices.
-
-  Raises:
-    UserError: if there is no such run or round.
-  """
-
-  def __init__(self, workdir, mesh):
-    workdir = paths.path(workdir)
-    self.classes = classes(workdir)
-    stored = files.read_json(workdir / 'config.json')['settings']
-    self.settings = ConfigDict(stored)
-    kept = workdir / selection.SOURCE_CLASSES
-    data = files.read_json(workdir / 'data.json')
-    source = data.get('source', {}).get('classes', ())
-    source_classes = len(files.read_json(kept) if kept.exists() else source)
-    self._learner = learn.Learner(
-      self.settings, len(self.classes), source_classes, mesh, workdir
-    )
-    self._rounds = [
-      workdir / 'rounds' / str(m)
-      for m in range(self.settings.rounds)
-      if (workdir / 'rounds' / str(m) / 'budget.csv').exists()
-    ]
-    if not self.settings.rounds:
-      raise UserError(
-        f'{workdir} holds a selection alone (rounds=0), so there is no network '
-        'to ask. Train one: rounds >= 1, in another --workdir.'
-      )
-    if not self._rounds:
-      raise UserError(f'{workdir} has no finished round yet; let it run on.')
-
-    self._distilled = workdir / DISTILLED
-    self._has_distilled = (self._distilled / 'posteriors.npz').exists()
-
-  @functools.cached_property
-  def _one(self):
-    if self._has_distilled:
-      return self._learner.restore(self._distilled, distilled=True)
-    return self._learner.restore(self._rounds[-1])
-
-  @functools.cached_property
-  def _variables(self):
-    return [self._learner.restore(path) for path in self._rounds]
-
-  def probabilities(self, image_nhwc, *, fuse):
-    """Class probabilities of uint8 crops, by one network or the average.
-
-    The one is the distilled network, where there is one, or the last round's.
-
-    Args:
-      image_nhwc: RGB, uint8 [n, crop, crop, 3].
-      fuse: average the models of all rounds.
-
-    Returns:
-      float [n, classes].
-    """
-    chosen = self._variables if fuse else [self._one]
-    return evaluate.fuse(
-      [np.asarray(self._learner.probabilities(v, image_nhwc)) for v in chosen]
-    )
-
-
-def classes(workdir):
-  """The target's class names of a run.
-
-  Raises:
-    UserError: if the directory is not that of a single run.
-  """
-  path = paths.path(workdir) / 'data.json'
-  if not path.exists():
-    raise UserError(
-      f'{workdir} is not the directory of a run; of a comparison, give one of '
-      'its runs/<arm>-<seed>.'
-    )
-  return tuple(files.read_json(path)['target']['classes'])

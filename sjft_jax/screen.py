@@ -31,6 +31,10 @@ _GROUP = {True: 512, False: 2304}
 _TARGETS = 'target'
 # Targets that the directions are taken from: their Gram matrix is inverted.
 _FITTED = 1024
+# Products long enough to compare, and rows of the largest: 512 MB of operands
+# and 256 MB of float32 as result.
+_PRODUCT_SECONDS = 5e-3
+_PRODUCT_ROWS = 2**13
 
 
 class Screen:
@@ -86,17 +90,21 @@ class Screen:
     v_qd = (log_qd - log_centre_d) * log_scale_d
     del fraction_qd, log_qd
     self.self_q = np.einsum('qd,qd->q', u_qd, v_qd)
+    # Relative error of p: the share of a pixel is rounded, and its multiple.
+    share_d = _single(1 / describer.pixels_d)
+    off = np.abs(share_d * describer.pixels_d - 1).max()
+    self._fraction = f = float(off) * (1 + ROUNDING) + ROUNDING
     # Absolute errors of one u and of one v of a source image.
-    self._error = ROUNDING * _norm(scale_d * centre_d)
+    self._error = f * _norm(scale_d * centre_d)
     self._log_error = describer.log_error() * _norm(log_scale_d)
     self.rank, w_dr = self._directions(u_qd, v_qd, rank)
     groups = -(-len(half_d) // _GROUP[bool(self.rank)])
     self.width = -(-len(half_d) // groups) * groups
 
-    def grouped(value, fill=0.0):
+    def grouped(value):
       value = np.asarray(value, np.float32)
       short = [(0, 0)] * (value.ndim - 1) + [(0, self.width - len(half_d))]
-      value = np.pad(value, short, constant_values=fill)
+      value = np.pad(value, short)
       value = value.reshape(*value.shape[:-1], groups, -1)
       return np.moveaxis(value, -2, 0)
 
@@ -109,7 +117,7 @@ class Screen:
       left_gnd, right_gnd = grouped(u_qd), grouped(v_qd)
     fixed_q = sides.pop('fixed_q')
     self.fixed_q = SLACK * (fixed_q + 4 * ROUNDING * np.abs(self.self_q))
-    self_rates = [g + 16 * ROUNDING, self._log_error, self._error]
+    self_rates = [g + 14 * ROUNDING + 2 * f, self._log_error, self._error]
     self._self_rates = SLACK * np.array(self_rates)
     self._norm_rate_q = sides['norm_rate_q']
     self._log_rate_q = sides['log_rate_q']
@@ -117,7 +125,7 @@ class Screen:
     self._rests_q = sides['rest_q'], sides['log_rest_q']
     typed = jnp.asarray(left_gnd, self._type)
     constants = screen.Operands(
-      pixels_gd=grouped(describer.pixels_d, 1.0),
+      share_gd=grouped(share_d),
       centre_gd=grouped(centre_d),
       log_centre_gd=grouped(log_centre_d),
       scale_gd=grouped(scale_d),
@@ -179,9 +187,9 @@ class Screen:
 
   def _whole(self, u_qd, v_qd, g):
     """Error rates of the products over all bins."""
-    h, w = ROUNDING, self._step
+    h, f, w = ROUNDING, self._fraction, self._step
     (_, u_q, off_u_q), (_, v_q, off_v_q) = map(self._typed, (u_qd, v_qd))
-    rate = 8 * h + 1.01 * (w + g)
+    rate = 6 * h + 2 * f + 1.01 * (w + g)
     zero_q = np.zeros(len(u_q))
     return dict(
       short_qr=None,
@@ -196,13 +204,13 @@ class Screen:
 
   def _short(self, u_qd, v_qd, w_dr, g):
     """Targets in the directions, what is left of them, and error rates."""
-    h, w = ROUNDING, self._step
+    h, f, w = ROUNDING, self._fraction, self._step
     gram_rr = w_dr.T @ w_dr
     off = np.linalg.norm(gram_rr - np.eye(len(gram_rr)), 2)
     stretch, frobenius = np.sqrt(1 + off), _norm(w_dr)
     g_short = _gamma(len(gram_rr) + 4)
     # Of W'v_x, per |v_x|: rounded operands, then a rounded sum.
-    part = stretch * (4 * h + 1.01 * w) + 1.01 * g * frobenius
+    part = stretch * (2 * h + 2 * f + 1.01 * w) + 1.01 * g * frobenius
     sides = dict(fixed_q=0.0)
     for name, rate_name, error, x_qd in (
       ('', 'log_rate_q', self._log_error, u_qd),
@@ -223,7 +231,7 @@ class Screen:
       )
       sides['fixed_q'] = sides['fixed_q'] + 1.05 * stretch * z_q * error
     square = 2 * g + g_short * stretch**2 + 1.05 * off * stretch**2
-    square += 8 * h + 2.1 * stretch * part
+    square += 4 * h + 4 * f + 2.1 * stretch * part
     single = 2 + 2.2 * stretch**2
     sides['rest_rates'] = SLACK * np.array(
       [square, single * self._error, square, single * self._log_error]
@@ -335,7 +343,7 @@ def _specs(short):
   whole, split = PartitionSpec(), PartitionSpec(_TARGETS)
   sides = whole if short else PartitionSpec(None, _TARGETS)
   return screen.Operands(
-    pixels_gd=whole,
+    share_gd=whole,
     centre_gd=whole,
     log_centre_gd=whole,
     scale_gd=whole,
@@ -373,28 +381,39 @@ def _over_grid(kernel, mesh, short, vectors):
 
 
 @functools.cache
-def faster_operands(dims=1024):
+def faster_operands():
   """'bfloat16' where its products take less than two thirds of the time."""
-  seconds = {}
-  for name, (dtype, _) in OPERANDS.items():
-    value_nd = jnp.ones((512, dims), dtype)
-    product = jax.jit(
-      functools.partial(
-        jax.lax.dot_general,
-        dimension_numbers=(((1,), (1,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-      )
-    )
-    jax.block_until_ready(product(value_nd, value_nd))
-    times = []
-    for _ in range(5):
-      start = time.perf_counter()
-      jax.block_until_ready(product(value_nd, value_nd))
-      times.append(time.perf_counter() - start)
-    seconds[name] = min(times)
-  faster = seconds['bfloat16'] < seconds['float32'] / 1.5
+  rows, seconds = 512, _product_seconds('float32', 512)
+  # What it takes to start a product on an accelerator hides the product.
+  while (
+    jax.default_backend() != 'cpu'
+    and seconds < _PRODUCT_SECONDS
+    and rows < _PRODUCT_ROWS
+  ):
+    rows *= 2
+    seconds = _product_seconds('float32', rows)
+  faster = _product_seconds('bfloat16', rows) < seconds / 1.5
   return 'bfloat16' if faster else 'float32'
+
+
+def _product_seconds(operands, rows):
+  """The least of five times of a product of so many rows, twice as wide."""
+  value_nd = jnp.ones((rows, 2 * rows), OPERANDS[operands][0])
+  product = jax.jit(
+    functools.partial(
+      jax.lax.dot_general,
+      dimension_numbers=(((1,), (1,)), ((), ())),
+      precision=jax.lax.Precision.HIGHEST,
+      preferred_element_type=jnp.float32,
+    )
+  )
+  jax.block_until_ready(product(value_nd, value_nd))
+  times = []
+  for _ in range(5):
+    start = time.perf_counter()
+    jax.block_until_ready(product(value_nd, value_nd))
+    times.append(time.perf_counter() - start)
+  return min(times)
 
 
 def _leading(z_nd, rank):

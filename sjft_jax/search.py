@@ -7,14 +7,24 @@ until the end of their shard, a stretch of the source. Then the distances of
 the most promising are computed in float64, which settles most of the others,
 and the rest likewise (`exact`). So the table is exact after every shard, ties
 go to the lower source index, and neither blocks nor shards, devices nor
-processes change a bit of it; nothing of the size of the source is held.
+processes change a bit of it; of the size of the source, only a byte per image
+is held.
 """
 
 import dataclasses
+import hashlib
 
 import numpy as np
 
-from sjft_jax import exact, files, paths, processes, progress, streams
+from sjft_jax import (
+  describe,
+  exact,
+  files,
+  paths,
+  processes,
+  progress,
+  streams,
+)
 from sjft_jax.errors import UserError
 from sjft_jax.ops import screen as kernels
 from sjft_jax.screen import Screen
@@ -36,8 +46,8 @@ _DIRECTIONS_COST = 2**17
 _SHARD_IMAGES = 2**17
 # Source images screened at a time.
 ROWS = 1024
-# Of shards: another one where the digits of distances differ.
-BUILD = 1
+# Of shards: another one where the digits of distances differ, or what is kept.
+BUILD = 2
 
 
 @dataclasses.dataclass
@@ -68,7 +78,7 @@ class Found:
   beyond_q: distance of the nearest image left out, nats, float64 [q]; inf
     where none was.
   seen: sums over the shards.
-  shards: (start, stop) of every shard.
+  times_s: how often the stream gave each source image, good or bad, uint8 [s].
   bad: {position: reason} of the source images that could not be decoded.
   screens: (operands, rank) of the screens that shards went through.
   """
@@ -76,7 +86,7 @@ class Found:
   table: Table
   beyond_q: np.ndarray
   seen: Seen
-  shards: list
+  times_s: np.ndarray
   bad: dict
   screens: list
 
@@ -94,6 +104,7 @@ def nearest(
   target_parts=1,
   rank=None,
   operands='auto',
+  max_bad_fraction=1.0,
 ):
   """The k nearest source images of every target image, exactly.
 
@@ -110,17 +121,18 @@ def nearest(
     shard_images: source images per shard; None chooses.
     rank, operands: of the screen, see `Screen`; they cannot change a result.
       With rank None, a small source is screened by products over all bins.
+    max_bad_fraction: the largest share of a shard to go on without because it
+      cannot be read now. Those few are read once more at the shard's end.
 
   Returns:
     `Found`, the same in every process: equal to sorting all float64 distances
     stably. Rows end in inf and -1 where too few source images are readable.
 
   Raises:
-    UserError: if a target image could not be read.
+    UserError: if a target image could not be read, or too many of a shard; or
+      if what is in `directory` was begun where images are described otherwise.
   """
   describer = target.describer
-  grid = _grid(len(source), len(describer.weight_d), share[1], shard_images)
-  shards = _Shards(directory, grid, share)
   target_qd = np.concatenate(
     [block.counts_nd for block in target.blocks(0, len(target), rows)]
   )
@@ -129,24 +141,28 @@ def nearest(
       'A target image cannot be read any more. Look after its disk, then give '
       'the same command again.'
     )
+  grid = _grid(len(source), len(describer.weight_d), share[1], shard_images)
+  shards = _Shards(directory, grid, share, _digest(target_qd, describer))
   # One place more than asked for, to know by how much the next one misses.
   table = Table.empty(len(target_qd), k + 1)
   seen, bad, screens = Seen(), {}, set()
+  times_s = np.zeros(len(source), np.uint8)
 
-  def take(shard):
-    table.merge(*shard['pairs'])
+  def take(shard, result):
+    table.merge(*result['pairs'])
     for field in dataclasses.fields(Seen):
-      value, more = getattr(seen, field.name), shard[field.name]
+      value, more = getattr(seen, field.name), result[field.name]
       both = max(value, more) if field.name == 'bound' else value + more
       setattr(seen, field.name, both)
-    screens.add((str(shard['operands']), int(shard['rank'])))
+    times_s[slice(*shard)] += result['times']
+    screens.add((str(result['operands']), int(result['rank'])))
     bad.update(
-      zip(shard['bad_index'].tolist(), shard['bad_reason'], strict=True)
+      zip(result['bad_index'].tolist(), result['bad_reason'], strict=True)
     )
 
   done = {s for s in shards.ranges if shards.has(s)}
   for shard in sorted(done):
-    take(shards.load(shard))
+    take(shard, shards.load(shard))
   mine = [s for s in shards.ranges[share[0] :: share[1]] if s not in done]
   if rank is None and len(source) < max(_DIRECTIONS_COST, 8 * _EXACT_COST * k):
     rank = 0
@@ -159,24 +175,30 @@ def nearest(
       rank=rank,
       operands=operands,
     )
-    work = _Work(screen, exact.Exact(target_qd, describer), k + 1, rows)
+    work = _Work(
+      screen,
+      exact.Exact(target_qd, describer),
+      k + 1,
+      rows,
+      max_bad_fraction,
+    )
     total = sum(stop - start for start, stop in mine)
     with progress.bar(total, 'search') as bar:
       for shard in mine:
         # The table so far only makes the shard's own list shorter.
         result = work.search(source, shard, table, bar)
         shards.save(shard, result)
-        take(result)
+        take(shard, result)
   for shard in shards.ranges:
     if shard not in done and shard not in mine:
-      take(shards.wait(shard))
+      take(shard, shards.wait(shard))
   beyond_q = table.distance_qk[:, k].copy()
   table = Table(table.distance_qk[:, :k], table.index_qk[:, :k])
   return Found(
     table=table,
     beyond_q=beyond_q,
     seen=seen,
-    shards=shards.ranges,
+    times_s=times_s,
     bad=bad,
     screens=sorted(screens),
   )
@@ -196,6 +218,18 @@ def _grid(images, dims, processes, shard_images):
   ]
 
 
+def _digest(target_qd, describer):
+  """Of what must be the same wherever one search is worked on.
+
+  Counts of the targets stand for those of all images.
+  """
+  digest = hashlib.sha256()
+  table, _ = exact.log_table(describer)
+  for value in (target_qd.astype('<i4', copy=False), table.astype('<f8')):
+    digest.update(np.ascontiguousarray(value).ravel().view(np.uint8))
+  return digest.hexdigest()
+
+
 def clear(directory):
   """Removes finished shards, once every process has read them."""
   processes.meet()
@@ -207,18 +241,30 @@ class _Shards:
   """The tables of finished shards, in a directory or nowhere.
 
   The first process writes down how the source is divided; a search that goes
-  on with another number of processes keeps to it.
+  on with another number of processes keeps to it. And it writes down a digest
+  of how images are described there: another kind of machine may round their
+  responses otherwise, and one table would rank distances of both.
   """
 
-  def __init__(self, directory, grid, share):
+  def __init__(self, directory, grid, share, digest):
     self._directory = directory and paths.path(directory)
     self.ranges = grid
     if self._directory:
-      path = self._directory / 'shards.json'
+      path, here = self._directory / 'shards.json', describe.machine()
       if not path.exists() and share[0] == 0:
-        files.write_json(path, grid)
+        value = {'digest': digest, 'described_on': here, 'shards': grid}
+        files.write_json(path, value)
       files.wait_for(path)
-      self.ranges = [tuple(shard) for shard in files.read_json(path)]
+      begun = files.read_json(path)
+      if begun['digest'] != digest:
+        raise UserError(
+          'The target images are described otherwise here, on '
+          f'{describe.words(here)}, than where the search in '
+          f'{self._directory} began, on {describe.words(begun["described_on"])}'
+          '. Go on with the same kind of machine and the same jax, or choose '
+          'another --workdir.'
+        )
+      self.ranges = [tuple(shard) for shard in begun['shards']]
 
   def _path(self, shard):
     return self._directory / f'shard-{shard[0]}-{shard[1]}.npz'
@@ -254,17 +300,20 @@ class _Shards:
 class _Work:
   """What the shards of one process share."""
 
-  def __init__(self, screen, exact_, k, rows):
+  def __init__(self, screen, exact_, k, rows, max_bad_fraction):
     self._screen, self._exact = screen, exact_
     self._k, self._rows = k, rows
+    self._max_bad_fraction = max_bad_fraction
 
   def search(self, source, shard, table, bar):
     """The pairs of one shard that are among the k nearest so far."""
     start, stop = shard
+    places = source.places(start, stop)
     counts_sd, position_s, bad = None, np.empty(stop - start, np.int64), []
     open_pairs = _Open(self._screen, table, self._k)
-    good, pending, seen = 0, None, start
-    for block in source.blocks(start, stop, self._rows):
+    good, pending, times_s = 0, None, np.zeros(stop - start, np.uint8)
+    for block in self._read(source, shard, len(places), bar):
+      _count(block, times_s, start)
       n = len(block.counts_nd)
       on_device = self._screen.block(block.counts_nd, self._rows)
       if counts_sd is None:
@@ -280,8 +329,11 @@ class _Work:
       pending = asked
       good += n
       bad += block.bad
-      bar.update(block.stop - seen)
-      seen = block.stop
+    if not np.array_equal(start + np.flatnonzero(times_s), places):
+      raise RuntimeError(
+        f'The stream gave {np.count_nonzero(times_s)} images of {start}..{stop}'
+        f', which are not the {len(places)} that it has there.'
+      )
     if pending is not None:
       open_pairs.add(pending)
     mine = Table(table.distance_qk.copy(), table.index_qk.copy())
@@ -291,6 +343,7 @@ class _Work:
       'pairs': mine.pairs(start, stop),
       'images': good + len(bad),
       'good': good,
+      'times': times_s,
       'opened': open_pairs.opened,
       'evaluated_q': first_q + widened_q,
       'widened_q': widened_q,
@@ -300,6 +353,24 @@ class _Work:
       'bad_index': np.array(index, np.int64),
       'bad_reason': np.array(reason, np.str_),
     }
+
+  def _read(self, source, shard, images, bar):
+    """The blocks of a shard; what cannot be read now comes last."""
+    lost, seen = [], shard[0]
+    for block in source.blocks(*shard, self._rows):
+      passing = streams.passing(block.bad)
+      if passing:
+        lost += passing
+        # A shard that is saved is without them for good.
+        streams.refuse_outage(
+          lost, source.dataset.ids, images, self._max_bad_fraction
+        )
+      bad = [(i, reason) for i, reason in block.bad if i not in passing]
+      yield dataclasses.replace(block, bad=bad)
+      bar.update(block.stop - seen)
+      seen = block.stop
+    if lost:
+      yield from source.again(np.array(lost), self._rows)
 
   def _settle(self, table, open_pairs, counts_sd, position_s):
     """Merges all that may belong into the table, in two steps.
@@ -318,6 +389,21 @@ class _Work:
       table.merge(row, position_s[column], distance)
       evaluated.append(np.bincount(row, minlength=len(limit_q)))
     return evaluated
+
+
+def _count(block, times_s, start):
+  """Counts the images of a block, of which the shard has had none yet."""
+  bad = [i for i, _ in block.bad]
+  at_n = np.concatenate([block.index_n, np.array(bad, np.int64)]) - start
+  new = not len(at_n) or 0 <= at_n.min() <= at_n.max() < len(times_s)
+  if new:
+    np.add.at(times_s, at_n, 1)
+    new = (times_s[at_n] == 1).all()
+  if not new:
+    raise RuntimeError(
+      'The stream gave an image twice, or one that is not in '
+      f'{start}..{start + len(times_s)}.'
+    )
 
 
 def _lowest(row_n, lower_n, limit_q, k):

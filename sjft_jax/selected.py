@@ -5,32 +5,70 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
-from sjft_jax import files, paths, progress
+from sjft_jax import certificate, files, paths, progress, tables
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
+
+SCHEMA = pa.schema(
+  [
+    ('target_id', pa.string()),
+    ('target_label', pa.int32()),
+    ('target_class', pa.string()),
+    ('source_id', pa.string()),
+    ('source_label', pa.int32()),
+    ('source_class', pa.string()),
+    ('rank', pa.int32()),
+    ('distance', pa.float64()),
+  ]
+)
+
+_PAIRS = 2**20  # of a part: the names of all would take gigabytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Selection:
-  """What a run selected.
+  """What a run selected; the n pairs by target image and rank.
 
   Attributes:
-    pairs: columns target_id, target_label, target_class, source_id,
-      source_label, source_class, rank (0 = nearest) and distance (nats), by
-      target image and rank.
+    target: the target training images.
     pool: the source.
-    index: positions in it of the images selected, int64 [n], ascending.
-    target_classes: class names of the target, by label.
+    target_n: positions of the pairs' target images, int64 [n].
+    source_n: positions of their source images in the pool, int64 [n].
+    rank_n: int32 [n], 0 = nearest.
+    distance_n: nats, float64 [n].
+    index: positions in the pool of the images selected, int64 [m], ascending.
   """
 
-  pairs: pa.Table
+  target: datasets.Dataset
   pool: datasets.Dataset
+  target_n: np.ndarray
+  source_n: np.ndarray
+  rank_n: np.ndarray
+  distance_n: np.ndarray
   index: np.ndarray
-  target_classes: tuple[str, ...]
+
+  def pairs(self) -> Iterator[pa.Table]:
+    """The pairs in parts of a million, as tables of SCHEMA."""
+    sides = [
+      (side, dataset, place_n, pa.array(dataset.ids), pa.array(dataset.classes))
+      for side, dataset, place_n in (
+        ('target', self.target, self.target_n),
+        ('source', self.pool, self.source_n),
+      )
+    ]
+    for first in range(0, len(self.target_n), _PAIRS):
+      part, columns = slice(first, first + _PAIRS), {}
+      for side, dataset, place_n, ids, classes in sides:
+        label = pa.array(dataset.labels[place_n[part]])
+        columns |= {
+          f'{side}_id': ids.take(pa.array(place_n[part])),
+          f'{side}_label': label,
+          f'{side}_class': classes.take(label),
+        }
+      columns |= {'rank': self.rank_n[part], 'distance': self.distance_n[part]}
+      yield pa.table(columns, SCHEMA)
 
 
 def load(workdir, k: int = 0) -> Selection:
@@ -44,16 +82,18 @@ def load(workdir, k: int = 0) -> Selection:
     The pairs, and where the images are.
 
   Raises:
-    UserError: if there is no selection, or its images have changed.
+    UserError: if there is no selection, it is not as the search wrote it, or
+      its images have changed.
   """
   workdir = paths.path(workdir)
   path = workdir / 'selection' / 'neighbours.parquet'
-  if not (workdir / 'selection' / 'certificate.json').exists():
+  if not (path.parent / certificate.NAME).exists():
     raise UserError(
       'Needed a finished search by descriptors (selection=neighbours, '
       f'labelled, classes or random); {path} is not there or not certified. '
       'Of a comparison, give one of its runs/<arm>-<seed>.'
     )
+  certificate.read(path.parent)
   settings = ConfigDict(files.read_json(workdir / 'config.json')['settings'])
   data = files.read_json(workdir / 'data.json')
   train, test = datasets.open_target(
@@ -69,44 +109,58 @@ def load(workdir, k: int = 0) -> Selection:
         f'The {name} images are not the ones that the run in {workdir} began '
         'with. Restore them.'
       )
-  with files.opened(path) as file:
-    pairs = pq.read_table(file)
-  if k:
-    pairs = pairs.filter(pc.less(pairs['rank'], k))
-  columns = {}
-  for side, dataset in (('target', train), ('source', pool)):
-    ids = pairs[f'{side}_id'].cast(pa.string())
-    place = pc.index_in(ids, value_set=pa.array(dataset.ids)).to_numpy()
-    label = dataset.labels[place]
-    columns |= {
-      f'{side}_id': ids,
-      f'{side}_label': label,
-      f'{side}_class': np.array(dataset.classes)[label],
-    }
-  columns |= {name: pairs[name] for name in ('rank', 'distance')}
+  table = tables.read(path, train.ids, pool.ids)
+  target_n, rank_n = np.nonzero(table.index_qk[:, : k or None] >= 0)
+  source_n = table.index_qk[target_n, rank_n]
   return Selection(
-    pairs=pa.table(columns),
+    target=train,
     pool=pool,
-    index=np.unique(place).astype(int),
-    target_classes=train.classes,
+    target_n=target_n,
+    source_n=source_n,
+    rank_n=rank_n.astype(np.int32),
+    distance_n=table.distance_qk[target_n, rank_n],
+    index=np.unique(source_n),
   )
 
 
 def samples(selection: Selection) -> Iterator[tuple[int, bytes, list[dict]]]:
-  """(position in the pool, file, its pairs) of every image selected."""
-  columns = ('target_id', 'target_label', 'target_class', 'rank', 'distance')
-  order = np.argsort(selection.pairs['source_id'].to_numpy(), kind='stable')
-  sources = selection.pairs['source_id'].to_numpy()[order]
-  pairs = selection.pairs.select(columns)
-  for i, data in images(selection):
-    source_id = str(selection.pool.ids[i])
-    first = np.searchsorted(sources, source_id, 'left')
-    last = np.searchsorted(sources, source_id, 'right')
-    yield i, data, pairs.take(np.sort(order[first:last])).to_pylist()
+  """Every image selected, with its pairs.
+
+  Yields:
+    (position in the pool; bytes of the file; its pairs by target image, each
+    with target_id, target_label, target_class, rank and distance in nats).
+  """
+  target = selection.target
+  order = np.argsort(selection.source_n, kind='stable')
+  stops = np.searchsorted(
+    selection.source_n[order], selection.index, side='right'
+  )
+  start = 0
+  for (i, data), stop in zip(images(selection), stops, strict=True):
+    mine, start = order[start:stop], stop
+    yield (
+      i,
+      data,
+      [
+        {
+          'target_id': str(target.ids[t]),
+          'target_label': int(target.labels[t]),
+          'target_class': target.classes[target.labels[t]],
+          'rank': rank,
+          'distance': distance,
+        }
+        for t, rank, distance in zip(
+          selection.target_n[mine].tolist(),
+          selection.rank_n[mine].tolist(),
+          selection.distance_n[mine].tolist(),
+          strict=True,
+        )
+      ],
+    )
 
 
 def images(selection: Selection) -> Iterator[tuple[int, bytes]]:
-  """(position in the pool, file) of every image selected."""
+  """(position in the pool, bytes of the file) of every image selected."""
   with progress.bar(len(selection.index), 'export') as bar:
     for i in selection.index.tolist():
       try:

@@ -37,15 +37,23 @@ class Described:
   def __len__(self):
     return len(self.dataset)
 
+  def places(self, start, stop):
+    """The positions of start..stop that the stream has, int64 [n]."""
+    return np.arange(start, stop)
+
   def blocks(self, start, stop, rows):
     """Yields `Block`s of positions start..stop, in order."""
-    part = self.dataset.subset(np.arange(start, stop))
+    return self.again(np.arange(start, stop), rows)
+
+  def again(self, index_n, rows):
+    """Yields `Block`s of these positions, ascending, read anew."""
+    part = self.dataset.subset(index_n)
     for block in self.describer.blocks(part, rows=rows):
       yield Block(
-        index_n=start + block.index_n,
+        index_n=index_n[block.index_n],
         counts_nd=block.counts_nd,
-        stop=start + block.stop,
-        bad=[(start + i, reason) for i, reason in block.bad],
+        stop=int(index_n[block.stop - 1]) + 1,
+        bad=[(int(index_n[i]), reason) for i, reason in block.bad],
       )
 
 
@@ -151,7 +159,7 @@ class Cached(Described):
       bad = [(int(i), str(reason)) for i, reason in block.bad]
       # What could not be read may be readable later, unlike what is no image or
       # not there; and another run may have read it, and marked this unit.
-      if not any(reason.startswith(pipelines.UNREADABLE) for _, reason in bad):
+      if not passing(bad):
         self._counts[unit : self._end(unit)].write(counts_nd).result()
         # Last: what is marked is whole.
         files.write_json(self._marker(unit), bad, shared=True)
@@ -172,6 +180,14 @@ class Within(Described):
     self._kept_s = np.zeros(len(stream), bool)
     self._kept_s[place] = True
 
+  def places(self, start, stop):
+    """The positions of start..stop that the stream has, int64 [n]."""
+    return start + np.flatnonzero(self._kept_s[start:stop])
+
+  def again(self, index_n, rows):
+    """Yields `Block`s of these positions, ascending, read anew."""
+    return self._stream.again(index_n, rows)
+
   def blocks(self, start, stop, rows):
     """Yields `Block`s of positions start..stop, in order."""
     for block in self._stream.blocks(start, stop, rows):
@@ -182,6 +198,36 @@ class Within(Described):
         stop=block.stop,
         bad=[(i, reason) for i, reason in block.bad if self._kept_s[i]],
       )
+
+
+def passing(bad) -> list:
+  """Positions of the images that another attempt may read.
+
+  Args:
+    bad: (position, reason) of each bad image.
+  """
+  return [i for i, reason in bad if reason.startswith(pipelines.UNREADABLE)]
+
+
+def refuse_outage(lost, ids, images, max_fraction):
+  """Refuses to go on where too many images cannot be read for now.
+
+  Args:
+    lost: positions of those that cannot.
+    ids: of all.
+    images: that were to be read, among which they are.
+    max_fraction: the largest share of them to go on without.
+
+  Raises:
+    UserError: if they are more.
+  """
+  if len(lost) > max_fraction * images:
+    raise UserError(
+      f'{len(lost)} or more of {images} source images cannot be read now, '
+      f'{ids[lost[0]]} among them: more than max_bad_fraction={max_fraction}. '
+      'Look after their disk, then give the same command again; if it has lost '
+      'them, with a larger --config.max_bad_fraction.'
+    )
 
 
 class _Join:

@@ -15,7 +15,8 @@ from sjft_jax.ops import topk
 class Table:
   """The k nearest source images of every target image so far.
 
-  distance_qk: float64 [q, k], nats, ascending; inf where there is none yet.
+  distance_qk: float64 [q, k], nats (of `features`, without unit), ascending;
+    inf where there is none yet.
   index_qk: int64 [q, k], source positions; -1 where there is none yet.
   """
 
@@ -30,7 +31,13 @@ class Table:
     )
 
   def merge(self, row_n, index_n, distance_n):
-    """Takes in new pairs, in any order; ties go to the lower source index."""
+    """Takes in new pairs, in any order; ties go to the lower source index.
+
+    Args:
+      row_n: target positions, int [n].
+      index_n: source positions that are not in these rows yet, int [n].
+      distance_n: nats, float64 [n].
+    """
     if not len(row_n):
       return
     order_n = np.argsort(row_n, kind='stable')
@@ -60,7 +67,15 @@ class Table:
     )
 
   def pairs(self, start, stop):
-    """(row, index, distance) of what lies in source positions start..stop."""
+    """What lies in source positions start..stop, by row and then by rank.
+
+    Args:
+      start: the first position.
+      stop: the one after the last.
+
+    Returns:
+      (row int64 [n], source position int64 [n], distance float64 [n]).
+    """
     row_n, rank_n = np.nonzero(
       (self.index_qk >= start) & (self.index_qk < stop)
     )
@@ -105,21 +120,46 @@ def write(path, table, target_ids, source_ids):
 def read(path, target_ids, source_ids) -> Table:
   """The table of neighbours.parquet.
 
+  Args:
+    path: of the file.
+    target_ids: unicode [q].
+    source_ids: unicode [s].
+
+  Returns:
+    `Table` of q rows, as wide as the longest list.
+
   Raises:
     ValueError: if it names an image that is not in `target_ids`, `source_ids`.
   """
-  with files.opened(path) as file:
-    rows = pq.read_table(file, schema=SCHEMA)
-  places = []
-  for name, ids in (('target_id', target_ids), ('source_id', source_ids)):
-    place_n = pc.index_in(rows[name], value_set=pa.array(ids, pa.string()))
-    if place_n.null_count:
-      unknown = rows[name].filter(pc.is_null(place_n))[0]
-      raise ValueError(f'No image is called {unknown}.')
-    places.append(place_n.to_numpy())
-  row_n, index_n = places
-  rank_n = rows['rank'].to_numpy()
+  known = {
+    'target': pa.array(target_ids, pa.string()),
+    'source': pa.array(source_ids, pa.string()),
+  }
+  with files.opened(path) as file, pq.ParquetFile(file) as stored:
+    pairs, done = stored.metadata.num_rows, 0
+    row_n, index_n, rank_n = np.empty((3, pairs), np.int32)
+    distance_n = np.empty(pairs)
+    # In parts, as they were written: all ids at once would take gigabytes.
+    for part in stored.iter_batches(_PAIRS, columns=SCHEMA.names):
+      at = slice(done, done + len(part))
+      row_n[at] = _places(part, 'target', known, path)
+      index_n[at] = _places(part, 'source', known, path)
+      rank_n[at], distance_n[at] = part['rank'], part['distance']
+      done = at.stop
   table = Table.empty(len(target_ids), int(rank_n.max(initial=-1)) + 1)
-  table.distance_qk[row_n, rank_n] = rows['distance'].to_numpy()
+  table.distance_qk[row_n, rank_n] = distance_n
   table.index_qk[row_n, rank_n] = index_n
   return table
+
+
+def _places(part, side, known, path):
+  """Positions among the known ids of those in a part of a file, int32 [n]."""
+  name_n, ids = part[f'{side}_id'], known[side]
+  place_n = pc.index_in(name_n, value_set=ids)
+  if place_n.null_count:
+    unknown = name_n.filter(pc.is_null(place_n))[0]
+    raise ValueError(
+      f'No image is called {unknown}: this {side}_id of {path} is not among '
+      f'the {len(ids)} ids of the {side}.'
+    )
+  return place_n

@@ -12,8 +12,10 @@ the choices have seen their labels.
 """
 
 import copy
+import numbers
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from sjft_jax import intervals, rounds, selection, settings
 from sjft_jax.errors import UserError
@@ -21,6 +23,9 @@ from sjft_jax.errors import UserError
 # Whether borrowing gains is an interval over the folds. Of fewer it is so wide
 # that borrowing would never be chosen.
 _FOLDS_OF_A_MARGIN = 5
+# Digits of a mean over the folds. Folds that are right as often, in another
+# order, have means that differ in the last bit.
+_DIGITS = 9
 
 
 def room(c, arm):
@@ -36,6 +41,11 @@ def room(c, arm):
 
 def _update(values, new, setting):
   """Puts new values over those that are there, under their own names."""
+  if not isinstance(new, dict | ConfigDict):
+    raise UserError(
+      f'{setting} needs settings and their values, as {{name: value}}; came '
+      f'{new!r}.'
+    )
   unknown = sorted(set(new) - set(values))
   if unknown:
     raise UserError(
@@ -63,7 +73,9 @@ def check(c, arm, own):
   tune_ = room(c, arm)
   if not tune_.folds:
     return
-  if tune_.folds < 2 or not tune_.learning_rates or not tune_.steps:
+  _check_kinds(c, arm, tune_)
+  values = _values(c, arm, own)
+  if tune_.folds < 2 or not {'learning_rate', 'steps'} <= set(values):
     raise UserError(
       'tune needs folds >= 2 and values of learning_rates and steps; came '
       f'{tune_.folds}, {tune_.learning_rates}, {tune_.steps}.'
@@ -86,17 +98,12 @@ def check(c, arm, own):
       'tune.source_weights that end with 0 need tune.folds >= '
       f'{_FOLDS_OF_A_MARGIN}, to tell a gain from chance; came {tune_.folds}.'
     )
-  if not all(isinstance(k, int) and k > 0 for k in tune_.initial):
-    raise UserError(
-      f'tune.initial needs numbers of neighbours; came {tune_.initial}.'
-    )
   for name in tune_.banks:
     # They name directories.
     if not name.replace('-', '_').isidentifier():
       raise UserError(
         f'tune.banks needs names of letters and digits; came {name!r}.'
       )
-  values = _values(c, arm, own)
   first = {name: tried[0] for name, tried in values.items()}
   first['steps'] = min(values['steps'])
   for name, tried in values.items():
@@ -106,6 +113,31 @@ def check(c, arm, own):
       settings.check(trial)
 
 
+def _check_kinds(c, arm, tune_):
+  """Refuses values that are no numbers: the first of them may run for hours."""
+
+  def number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+  def whole(value):
+    return number(value) and isinstance(value, numbers.Integral)
+
+  for name, good, needed in (
+    ('learning_rates', number, 'numbers, as (0.003, 0.01)'),
+    ('steps', whole, 'whole numbers of updates, as (100, 200)'),
+    (
+      'initial',
+      lambda k: whole(k) and k > 0,
+      'whole numbers of neighbours, as (10, 30)',
+    ),
+    ('source_weights', number, 'numbers, as (1.0, 0.3, 0.1, 0.0)'),
+  ):
+    if not all(map(good, tune_[name])):
+      of = f'arms.{arm}.' * (name in c.arms[arm].get('tune', {}))
+      came = tuple(tune_[name])
+      raise UserError(f'{of}tune.{name} needs {needed}; came {came!r}.')
+
+
 def tune(c, arm, own, workdir, mesh, done) -> dict:
   """Finds what is best for an arm.
 
@@ -113,10 +145,10 @@ def tune(c, arm, own, workdir, mesh, done) -> dict:
   rate, then the other K0, the other banks and the lower weights of the source
   at the best so far: as many runs as there are values, less the first ones,
   for each fold. The weight 0 is fine-tuning without a source, for which rates
-  and lengths are tried anew. What borrows is chosen only if the 95 % interval
-  (`intervals.bootstrap_t`) of its paired difference over the folds to the best
-  that does not lies above 0: a source that does not help costs nothing then,
-  since the arm is the very one that never had it.
+  and lengths are tried anew. What borrows is chosen only if its paired
+  differences over the folds to the best that does not, by
+  `intervals.bootstrap_t`, lie above 0: a source that does not help costs
+  nothing then, since the arm is the very one that never had it.
 
   Args:
     c: every setting of the comparison.
@@ -127,12 +159,16 @@ def tune(c, arm, own, workdir, mesh, done) -> dict:
     done: directories of finished runs, to take over from; these are added.
 
   Returns:
-    {'chosen': arguments of `apply`, 'tried': one row per choice}, where a row
-    holds the choice and the mean class accuracy of each fold. Among equal means
-    the lower weight of the source is chosen, then the one tried first. With the
-    weight 0, `gain` is the interval that decided.
+    {'chosen': arguments of `apply`, 'tried': one row per choice, 'seconds': of
+    all trials}, where a row holds the choice and the mean class accuracy of
+    each fold. Among equal means the lower weight of the source is chosen, then
+    the one tried first. With the weight 0, `gain` is the interval that decided:
+    of the best that borrows, as if no other had been tried, and over folds that
+    share most of their training images. It says less than an interval over
+    seeds.
   """
   tune_, values, rows = room(c, arm), _values(c, arm, own), []
+  seconds = []
   weights = values.pop('source_weight', ())
 
   def trial(choice):
@@ -147,6 +183,7 @@ def tune(c, arm, own, workdir, mesh, done) -> dict:
       result = rounds.run(trial_c, directory, mesh, donors=done)
       done.append(directory)
       accuracies.append(result['mean_class_accuracy'])
+      seconds.append(sum(result.get('seconds', {}).values()))
     rows.append((choice, accuracies))
     return rows[-1]
 
@@ -174,6 +211,7 @@ def tune(c, arm, own, workdir, mesh, done) -> dict:
       choice | {'mean_class_accuracy': accuracies}
       for choice, accuracies in rows
     ],
+    'seconds': round(sum(seconds), 2),
   }
 
 
@@ -234,6 +272,10 @@ def _values(c, arm, own) -> dict:
     'learning_rate': tuple(tune_.learning_rates),
     'steps': tuple(tune_.steps),
   }
+  if 'learning_rate' in set_.get('optim', {}):
+    values['learning_rate'] = (own.optim.learning_rate,)
+  if 'steps' in set_.get('train', {}):
+    values['steps'] = (own.train.steps * own.rounds,)
   by_k = own.selection in (*selection.SEARCHED, 'features')
   if by_k and 'initial' not in set_.get('budget', {}):
     values['initial'] = tuple(tune_.initial)
@@ -269,7 +311,8 @@ def _best(rows) -> tuple[dict, list[float]]:
 
   def worth(row):
     choice, accuracies = row
-    return np.mean(accuracies), -choice.get('source_weight', 0)
+    mean = round(float(np.mean(accuracies)), _DIGITS)
+    return mean, -choice.get('source_weight', 0)
 
   # The first of the largest.
   return max(rows, key=worth)

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from sjft_jax import main, mesh, retrieval, streams
+from sjft_jax import command, describe, mesh, retrieval, streams
 from sjft_jax.errors import UserError
 
 # Two ways to sum thousands of float64 numbers differ by less, in nats.
@@ -87,7 +87,7 @@ def verify(workdir, *, targets, sources, seed):
       raise UserError(
         f'{run.target.ids[row]} and {run.source.ids[index]} are '
         f'{distance:.12g} nats apart, but the search has: {stated}, the last '
-        f'neighbour at {last:.12g}. Search again in another --workdir.'
+        f'neighbour at {last:.12g}. {_advice(run.certificate)}'
       )
   return {
     'target images': len(rows),
@@ -95,6 +95,17 @@ def verify(workdir, *, targets, sources, seed):
     'distances that agree': listed_pairs,
     'images rightly left out': unlisted_pairs,
   }
+
+
+def _advice(certificate):
+  there, here = certificate.get('described_on'), describe.machine()
+  if there in (None, here):
+    return 'Search again in another --workdir.'
+  return (
+    f'It described them on {describe.words(there)}, and this is '
+    f'{describe.words(here)}, which may be why: verify it on such a machine, '
+    'or search again in another --workdir.'
+  )
 
 
 def _draw(rng, total, many):
@@ -135,4 +146,4 @@ def _work(argv):
 
 
 if __name__ == '__main__':
-  sys.exit(main.guarded(_work, sys.argv))
+  sys.exit(command.guarded(_work, sys.argv))

@@ -202,6 +202,7 @@ def _reached(directory):
     (int(path.name) for path in directory.glob('rounds/[0-9]*')), reverse=True
   )
   for part, name in (
+    ('distilled', 'distillation'),
     *((f'rounds/{m}', f'round {m}') for m in rounds),
     ('pretrain', 'pretraining'),
   ):
@@ -235,7 +236,7 @@ class Clock:
 
   def __init__(self, workdir):
     self._path = paths.path(workdir) / 'seconds.json'
-    self.seconds = files.read_json(self._path) if self._path.exists() else {}
+    self.seconds = files.read_json(self._path, {})
 
   @contextlib.contextmanager
   def __call__(self, stage):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sjft_jax import convert, main
+from sjft_jax import command, convert
 from sjft_jax.models import conv_bank, weight_files
 from sjft_jax.models.convention import CAFFE, CAFFE_MEAN_IMAGE, TORCHVISION
 from tests.parity import weights
@@ -15,7 +15,7 @@ PARITY = pathlib.Path(__file__).parent / 'parity'
 
 
 def run(kind, path, out):
-  return main.guarded(
+  return command.guarded(
     convert._work, ['', f'--from={kind}', str(path), f'--to={out}']
   )
 

@@ -13,7 +13,8 @@ from configs import default
 from sjft_jax import describe, mesh
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
-from sjft_jax.ops import gabor
+from sjft_jax.ops import gabor, groups
+from tests import small
 
 SIZE = 20
 BAD = 3
@@ -49,7 +50,7 @@ def images():
   return dataset, np.stack(pixels)
 
 
-def fitted(dataset, devices=1, batch=4, **changes):
+def fitted(dataset, devices=1, batch=4, partly=True, **changes):
   c = settings(**changes)
   return describe.fit(
     describe.load_bank(c),
@@ -59,6 +60,7 @@ def fitted(dataset, devices=1, batch=4, **changes):
     mesh=mesh.make(jax.devices()[:devices]),
     batch=batch,
     threads=1,
+    partly=partly,
   )
 
 
@@ -137,6 +139,61 @@ def test_every_channel_counts_its_points_once(images, changes):
 def test_unfit_settings_are_refused(images, changes, message):
   with pytest.raises(UserError, match=message):
     fitted(images[0], **changes)
+
+
+def test_off_the_cpu_every_group_is_of_one_size_and_full(images, monkeypatch):
+  """Or what an image comes to would depend on the number of devices."""
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  seen = []
+
+  def responses(image_nhwc):
+    seen.append(len(image_nhwc))
+    return [image_nhwc.astype(np.float32)]
+
+  small.bank(monkeypatch.setattr)
+  colours = describe.load_bank(settings())
+  bank = dataclasses.replace(colours, responses=responses)
+  monkeypatch.setattr(describe, 'load_bank', lambda c: bank)
+  size = groups.size(bank.shapes)
+  for devices, batch in ((1, 40), (8, 4)):
+    seen.clear()
+    describer = fitted(images[0], devices, batch)
+    list(describer.blocks(images[0]))
+    assert set(seen) == {size}
+    assert describer.batch % (devices * size) == 0
+
+
+def test_a_describer_made_of_another_has_its_own_clock(images, monkeypatch):
+  small.bank(monkeypatch.setattr)
+  describer = fitted(images[0])
+  other = dataclasses.replace(describer, threads=2)
+  list(other.blocks(images[0]))
+  assert min(other.waited.values()) > 0
+  assert describer.waited == {'images': 0.0, 'devices': 0.0}
+
+
+@pytest.mark.parametrize('binning', describe.BINNINGS)
+@pytest.mark.parametrize('partly', [False, True])
+def test_edges_are_of_one_set_of_images(images, binning, partly, monkeypatch):
+  small.bank(monkeypatch.setattr)
+  dataset = images[0].subset(np.delete(np.arange(11), BAD))
+  reads = []
+
+  def vanishing(i):
+    reads.append(i)
+    if i == 1 and reads.count(i) > 1:
+      raise FileNotFoundError(errno.ENOENT, 'No such file')
+    return dataset.read(i)
+
+  lost = dataclasses.replace(dataset, read=vanishing)
+  with pytest.raises(UserError, match=r'set:1 is not as it was .* such file'):
+    fitted(lost, partly=partly, binning=binning)
+  # As it is in every pass, now.
+  edges_cb = fitted(lost, binning=binning).edges_cb
+  rest = fitted(dataset.subset(np.delete(np.arange(10), 1)), binning=binning)
+  np.testing.assert_array_equal(edges_cb, rest.edges_cb)
+  with pytest.raises(UserError, match=r'set:1 is not as it was .* such file'):
+    fitted(lost, partly=False, binning=binning)
 
 
 def test_edges_are_not_made_without_an_image_that_may_come_back(images):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sjft_jax import describe
+from sjft_jax import describe, streams
 
 
 class Describer:
@@ -18,7 +18,7 @@ class Describer:
   log_error = describe.Describer.log_error
 
 
-class Stream:
+class Stream(streams.Described):
   """A stream of ready counts, int32 [n, d]."""
 
   def __init__(self, describer, counts_nd, stop_after=np.inf):

@@ -33,7 +33,7 @@ def test_fusion_is_the_average():
 
 
 @pytest.mark.parametrize('batch', [1, 5, 16, 100])
-def test_posteriors_are_in_order_whatever_the_batch(batch):
+def test_answers_are_in_order_whatever_the_batch(batch):
   pool = datasets.open_pool(
     {'digits': {'kind': 'packaged', 'name': 'digits'}}
   ).subset(np.arange(21))
@@ -42,7 +42,7 @@ def test_posteriors_are_in_order_whatever_the_batch(batch):
     mean = image_nhwc.astype(jnp.float32).mean((1, 2, 3))
     return jnp.stack([mean, -mean], axis=1)
 
-  found, valid = evaluate.posteriors(
+  found, valid = evaluate.over_views(
     predict,
     pool,
     resize=8,
@@ -110,7 +110,7 @@ def test_posteriors_are_averages_over_the_views(views, mirror):
     left = image_nhwc[:, :, 0].astype(jnp.float32).mean((1, 2))
     return jnp.stack([left, 255 - left], axis=1)
 
-  found, valid = evaluate.posteriors(
+  found, valid = evaluate.over_views(
     predict,
     pool,
     resize=9,

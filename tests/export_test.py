@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from configs import folders
-from sjft_jax import export_formats, files, selected, tables
+from sjft_jax import certificate, export_formats, files, selected, tables
 from sjft_jax.data import datasets, recorded
 from sjft_jax.errors import UserError
 
@@ -69,8 +70,20 @@ def workdir(tmp_path):
   tables.write(
     run / 'selection' / 'neighbours.parquet', table, train.ids, pool.ids
   )
-  files.write_json(run / 'selection' / 'certificate.json', {})
+  certify(run / 'selection')
   return run, train, pool, table
+
+
+def certify(directory):
+  """Leaves the certificate of a search that found what lies there."""
+  (directory / 'edges.npz').write_bytes(b'')
+  value = {
+    f'{name.partition(".")[0]}_sha256': files.digest(directory / name)
+    for name in certificate.FILES
+  }
+  text = json.dumps(value, sort_keys=True).encode()
+  own = {'certificate_sha256': hashlib.sha256(text).hexdigest()}
+  files.write_json(directory / certificate.NAME, value | own)
 
 
 def expected_pairs(train, pool, table):
@@ -107,9 +120,13 @@ def read_csv(path):
   return [{k: types.get(k, str)(v) for k, v in row.items()} for row in rows]
 
 
+@pytest.mark.parametrize('pairs', [3, 2**20])
 @pytest.mark.parametrize('kind', ['csv', 'parquet'])
-def test_tables_hold_every_pair_to_the_last_digit(workdir, tmp_path, kind):
+def test_tables_hold_every_pair_to_the_last_digit(
+  workdir, tmp_path, monkeypatch, kind, pairs
+):
   run, *truth = workdir
+  monkeypatch.setattr(selected, '_PAIRS', pairs)
   out = tmp_path / f'out.{kind}'
   export_formats.FORMATS[kind](selected.load(run), out)
   rows = read_csv(out) if kind == 'csv' else pq.read_table(out).to_pylist()
@@ -217,9 +234,9 @@ def test_a_tfds_set_holds_images_labels_and_pairs(
 
 def test_a_class_name_that_tfds_cannot_keep_is_refused(workdir, tmp_path):
   run, *_ = workdir
-  selection = dataclasses.replace(
-    selected.load(run), target_classes=('p', 'q ')
-  )
+  selection = selected.load(run)
+  other = dataclasses.replace(selection.target, classes=('p', 'q '))
+  selection = dataclasses.replace(selection, target=other)
   with pytest.raises(UserError, match=r"'q '.*another format"):
     export_formats.to_tfds(selection, tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
@@ -234,7 +251,8 @@ def test_only_the_nearest_on_demand(workdir):
     for key, value in expected_pairs(train, pool, table).items()
     if key[1] < 1
   }
-  assert pairs_of(selection.pairs.to_pylist()) == nearest
+  (part,) = selection.pairs()
+  assert pairs_of(part.to_pylist()) == nearest
 
 
 @pytest.mark.parametrize(
@@ -259,6 +277,32 @@ def test_changed_images_and_unfinished_runs_are_refused(workdir, tmp_path):
   (tmp_path / 'source' / 'a' / 'x.jpg').unlink()
   with pytest.raises(UserError, match='source images are not the ones'):
     selected.load(run)
+
+
+@pytest.mark.parametrize('name', [certificate.NAME, *certificate.FILES])
+def test_an_altered_search_is_refused(workdir, name):
+  run, *_ = workdir
+  with open(run / 'selection' / name, 'ab') as file:
+    file.write(b' ')
+  with pytest.raises(UserError, match=f'{name} is not as the search wrote it'):
+    selected.load(run)
+
+
+def test_samples_grow_with_the_pairs_and_not_with_their_square(workdir):
+  """Every pair is asked for once, whatever the number of images."""
+  run, *_ = workdir
+  selection, looks = selected.load(run), []
+
+  class Counted(np.ndarray):
+    def __getitem__(self, at):
+      found = super().__getitem__(at)
+      looks.append(np.size(found))
+      return found
+
+  counted = selection.target_n.view(Counted)
+  selection = dataclasses.replace(selection, target_n=counted)
+  assert [i for i, *_ in selected.samples(selection)] == [0, 1, 3, 4]
+  assert sum(looks) == len(selection.target_n)
 
 
 def test_the_command_writes_once(workdir, tmp_path):

@@ -63,6 +63,49 @@ def test_neighbours_are_those_of_a_stable_sort(block, shard, monkeypatch):
   )
 
 
+def outage(lost, times):
+  """`describe` of sets of 9 and of 120, of which some cannot be read yet."""
+  feature_nd = np.random.default_rng(0).normal(size=(129, 4))
+  left = dict.fromkeys(lost, times)
+
+  def describe(images):
+    number_n = np.array([int(name.removeprefix('x:')) for name in images.ids])
+    bad = {}
+    for at, i in enumerate(number_n.tolist()):
+      if len(images) != 9 and left.get(i, 0):
+        left[i] -= 1
+        bad[at] = 'cannot be read now: stale'
+    good = np.array([at for at in range(len(images)) if at not in bad], int)
+    first = 120 if len(images) == 9 else 0
+    yield good, feature_nd[first + number_n[good]], bad
+
+  return describe
+
+
+def test_a_few_images_that_cannot_be_read_are_asked_for_once_more():
+  sets = dataset(9), dataset(120)
+  expected, _ = features.nearest(outage((), 0), *sets, 30)
+  for times, left_out in ((1, []), (2, ['x:3', 'x:50'])):
+    table, bad = features.nearest(outage((50, 3), times), *sets, 30, 0.02)
+    assert list(bad) == left_out
+    same = (table.index_qk == expected.index_qk).all()
+    there = np.isin([3, 50], table.index_qk).all()
+    assert same == there == (times == 1)
+
+
+def test_an_outage_is_refused():
+  with pytest.raises(UserError, match=r'3 or more of 120 .* x:3 among them'):
+    features.nearest(outage((3, 50, 60), 1), dataset(9), dataset(120), 30, 0.02)
+
+
+@pytest.mark.parametrize('number', [np.nan, np.inf])
+def test_features_that_are_no_numbers_are_refused(number):
+  feature_nd = np.ones((5, 4))
+  feature_nd[3, 1] = number
+  with pytest.raises(UserError, match=r'finite .* Look at model\.weights'):
+    features.nearest(describer(feature_nd, 2), dataset(5), dataset(5), 2)
+
+
 def test_a_target_image_that_is_lost_is_refused():
   describe = describer(np.ones((5, 4)), 2, bad={3})
   with pytest.raises(UserError, match='target image cannot be read any more'):

@@ -1,7 +1,9 @@
+import csv
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from sjft_jax import files, paths
@@ -71,3 +73,32 @@ def test_a_digest_is_of_the_content(tmp_path):
   assert files.digest(tmp_path / 'a').startswith('ba7816bf8f01cfea')
   with pytest.raises(UserError, match='none cannot be read'):
     files.digest(tmp_path / 'none')
+
+
+@pytest.mark.parametrize('root', ['', 's3://b/run'])
+def test_tables_and_arrays_come_back(tmp_path, bucket, root):
+  directory = paths.path(root or tmp_path / 'run')
+  rows = [('a "b",\nc', 1.5), ('é', None)]
+  files.write_csv(directory / 'x.csv', ('name', 'n'), iter(rows))
+  written = paths.read(directory / 'x.csv').decode()
+  assert written == 'name,n\r\n"a ""b"",\nc",1.5\r\né,\r\n'
+  with files.opened_text(directory / 'x.csv') as file:
+    assert list(csv.reader(file))[1:] == [['a "b",\nc', '1.5'], ['é', '']]
+  with files.replacing(directory / 'x.npz') as file:
+    np.savez(file, a=[1, 2], b=['é'])
+  found = files.read_npz(directory / 'x.npz')
+  assert {k: v.tolist() for k, v in found.items()} == {'a': [1, 2], 'b': ['é']}
+
+
+def test_nothing_is_unpickled(tmp_path):
+  np.savez(tmp_path / 'x.npz', a=np.array([{}], object))
+  with pytest.raises(ValueError, match='allow_pickle=False'):
+    files.read_npz(tmp_path / 'x.npz')
+
+
+def test_a_value_that_is_missing_is_the_default_where_one_is_given(tmp_path):
+  assert files.read_json(tmp_path / 'none.json', None) is None
+  with pytest.raises(FileNotFoundError):
+    files.read_json(tmp_path / 'none.json')
+  files.write_json(tmp_path / 'null.json', None)
+  assert files.read_json(tmp_path / 'null.json', 1) is None

@@ -16,7 +16,7 @@ BUILDERS = [
 # From the bottom up. A module may import from the groups above its own line
 # here, and within its group from those before it.
 LAYERS = [
-  ['errors', 'paths', 'files', 'preemption', 'progress'],
+  ['errors', 'paths', 'files', 'preemption', 'progress', 'command'],
   ['ops.cosine', 'ops.divergence', 'ops.gabor', 'ops.hardness'],
   ['ops.groups', 'ops.histograms'],
   ['ops.losses', 'ops.quantiles', 'ops.release_edges'],
@@ -39,13 +39,13 @@ LAYERS = [
   ['evaluate', 'train', 'features'],
   ['answers', 'recipes'],
   ['repeats', 'guard'],
-  ['retrieval', 'selection', 'learn', 'suspects', 'reasons'],
+  ['retrieval', 'selection', 'learn', 'suspects', 'reasons', 'round_files'],
   ['settings'],
   ['report.wording', 'report.record', 'report.plots', 'report.lending'],
   ['report.galleries', 'report.mistakes', 'report.near', 'report.run'],
   ['report.comparison', 'report.summary'],
   ['report.pages'],
-  ['rounds'],
+  ['rounds', 'trained'],
   ['intervals', 'tuning', 'arms'],
   ['experiment'],
   ['main'],
@@ -109,3 +109,8 @@ def test_neither_tensorflow_nor_torch_is_imported():
     [sys.executable, '-c', code], capture_output=True, text=True, check=True
   )
   assert out.stdout.strip() == '[]'
+
+
+def test_only_the_run_and_the_sweep_take_the_flags_of_a_run():
+  taking = [n for n, path in modules() if 'main' in imported(path)]
+  assert taking == ['sweep']

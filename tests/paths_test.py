@@ -1,9 +1,12 @@
+import errno
+import os
 import pathlib
+import zlib
 
 import fsspec
 import pytest
 
-from sjft_jax import files, main, paths
+from sjft_jax import command, files, paths
 from sjft_jax.errors import UserError
 from tests import store
 
@@ -126,12 +129,88 @@ def test_what_is_not_there_is_told_from_a_store_that_is_silent(
     read('none.jpg')
 
 
+def test_no_more_of_an_image_is_asked_for_than_may_be(
+  bucket, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(paths, 'MAX_BYTES', 10)
+  for name, size in (('empty', 0), ('most', 10), ('more', 5000)):
+    (tmp_path / name).write_bytes(bytes(size))
+  store.fill(bucket, 'b', tmp_path)
+  asked, cat = [], store.Store.cat_file
+
+  def counted(self, path, start=None, end=None):
+    asked.append(end - start)
+    if path.endswith('empty'):
+      # A store has no byte 0 of it.
+      raise OSError(errno.EINVAL, 'The requested range is not satisfiable')
+    return cat(self, path, start, end)
+
+  monkeypatch.setattr(store.Store, 'cat_file', counted)
+  for root in (tmp_path, paths.path('s3://b')):
+    read = paths.reader(root)
+    assert read('most') == bytes(10)
+    assert read('empty') == b''
+    with pytest.raises(paths.DamagedError, match='larger than 10 bytes') as e:
+      read('more')
+    assert not paths.is_transient(e.value)
+  assert set(asked) == {11}
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_is_not_the_fault_of_a_store(
+  bucket, tmp_path, monkeypatch, capsys, number
+):
+  files.write_json('gs://b/run/a', 1)
+
+  def full(self, key, local, **kwargs):
+    raise OSError(number, os.strerror(number), str(local))
+
+  monkeypatch.setattr(store.Store, 'get_file', full)
+  root = paths.path('gs://b/run')
+  assert command.guarded(files.copy_tree, root, tmp_path / 'copy') == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert f'{os.strerror(number)}: ' in line
+  assert str(tmp_path / 'copy') in line
+  assert 'cannot be reached' not in line
+
+
+def _raised(outer, inner, how):
+  try:
+    try:
+      raise inner
+    except Exception as error:
+      if how == 'from':
+        raise outer from error
+      raise outer  # noqa: B904
+  except Exception as error:
+    return error
+
+
+@pytest.mark.parametrize('how', ['from', 'meanwhile'])
+def test_a_fault_of_the_disk_is_found_behind_one_of_the_content(how):
+  theirs = type('Refused', (Exception,), {'__module__': 'botocore.exceptions'})
+  for fault in (OSError(errno.EIO, 'x'), TimeoutError('x'), theirs('x')):
+    assert paths.cause(fault) is fault
+    assert paths.cause(_raised(zlib.error('x'), fault, how)) is fault
+  for content in (OSError('x'), OSError(errno.EINVAL, 'x'), EOFError()):
+    assert paths.cause(content) is None
+    assert paths.cause(_raised(zlib.error('x'), content, how)) is None
+
+
+def test_the_cache_is_the_users(monkeypatch):
+  monkeypatch.delenv('XDG_CACHE_HOME')
+  monkeypatch.setenv('HOME', '/home/me')
+  assert paths.cache() == pathlib.Path('/home/me/.cache/sjft_jax')
+  monkeypatch.setenv('XDG_CACHE_HOME', '/tmp/mine')
+  assert paths.cache() == pathlib.Path('/tmp/mine/sjft_jax')
+
+
 def test_what_packages_of_stores_raise_is_one_line(capsys):
   error = type('Refused', (Exception,), {'__module__': 'botocore.exceptions'})
 
   def work():
     raise error('no\ncredentials')
 
-  assert main.guarded(work) == 2
+  assert command.guarded(work) == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert 'Refused: no credentials' in line

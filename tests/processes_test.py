@@ -25,6 +25,7 @@ from sjft_jax import (
   search,
   tables,
 )
+from sjft_jax.command import guarded
 from sjft_jax.data import datasets, pipelines
 from sjft_jax.errors import UserError
 from sjft_jax.models import resnet, trunks
@@ -244,7 +245,7 @@ def unlucky(address, count, index, event):
       refuse() if event == 'one' else os.kill(os.getpid(), signal.SIGKILL)
     processes.meet()
 
-  return processes.leave(main.guarded(work))
+  return processes.leave(guarded(work))
 
 
 @pytest.mark.parametrize('event', ['all', 'one', 'death'])
@@ -261,6 +262,30 @@ def test_no_process_outlives_another_and_each_has_a_last_line(event):
     assert other == (2 if event == 'one' else -signal.SIGKILL)
     said = 'Refused by process 1' if event == 'one' else 'process 1 of 2 was'
     assert said in last_of_other
+
+
+def begin():
+  with processes.together():
+    pass
+
+
+@pytest.mark.parametrize(
+  'nested',
+  [
+    lambda: processes.told(lambda: 1),
+    lambda: processes.gathered(1),
+    lambda: processes.agree(1, 'images'),
+    processes.meet,
+    begin,
+  ],
+)
+def test_what_one_process_does_alone_tells_nothing(nested):
+  """With one process, too, though only several would wait for each other."""
+  with pytest.raises(RuntimeError, match='the others are not there'):
+    processes.told(nested)
+  # Nor is what comes after a failure taken for a part of it.
+  nested()
+  assert processes.told(lambda: 2) == 2
 
 
 # --- The whole command --------------------------------------------------------

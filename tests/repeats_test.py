@@ -80,6 +80,38 @@ def test_one_source_image_may_repeat_several_target_images(files, tmp_path):
   assert [r.tests for r in found] == [('bytes', 'picture'), ('picture',)]
 
 
+def test_of_many_copies_of_one_file_one_pair_is_compared(
+  files, tmp_path, monkeypatch
+):
+  # The same placeholder, and beside it one that only looks so.
+  copies, look = [files[0]] * 5, jpeg(preprocess.decode(files[0]))
+  target = dataset([*copies, look, files[1]], [f't{i}' for i in range(7)], 't')
+  source = dataset(
+    [*copies, files[2], look], [*(f's{i}' for i in range(6)), 't3']
+  )
+  compared, compare = [], repeats.fingerprints.compare
+
+  def counted(*args, **kwargs):
+    compared.append(args)
+    return compare(*args, **kwargs)
+
+  monkeypatch.setattr(repeats.fingerprints, 'compare', counted)
+  found, counts = find(source, target, tmp_path)
+  tests = {(r.source, r.target): r.tests for r in found}
+  both = ('bytes', 'picture')
+  expected = {(i, t): both for i in range(5) for t in range(5)}
+  expected |= {(i, 5): ('picture',) for i in range(5)}
+  expected |= {(6, t): ('picture',) for t in range(5)} | {(6, 5): both}
+  # Of a name, too: it is of one image, not of its copies.
+  expected[6, 3] = ('name', 'picture')
+  assert tests == expected
+  assert all(0.9 < r.similarity <= 1.0001 for r in found)
+  # Two files on either side, and the pair of equal names.
+  assert len(compared) - counts['equal_names_compared'] <= 4
+  assert counts['pairs_compared'] == len(compared) - 1
+  assert counts['without_fingerprint'] == 0
+
+
 def small(file):
   """Too changed for the fingerprint: a third of the picture is gone."""
   return jpeg(preprocess.decode(file)[:, 16:])

@@ -1,4 +1,6 @@
 import dataclasses
+import errno
+import shutil
 
 import jax
 import numpy as np
@@ -45,9 +47,9 @@ def settings(**changes):
   return c
 
 
-def find(c, target, source, directory):
+def find(c, target, source, directory, donors=()):
   one = mesh.make(jax.devices()[:1])
-  found = retrieval.find(c, target, source, directory, mesh=one)
+  found = retrieval.find(c, target, source, directory, mesh=one, donors=donors)
   return found.index_qk, found.unreadable, certificate.read(directory)
 
 
@@ -100,6 +102,114 @@ def test_edges_and_shards_of_another_search_are_not_gone_on_with(
   (run / 'edges.npz').write_bytes(b'')
   again = find(c, targets[0], source, run)
   np.testing.assert_array_equal(again[0], found[0])
+
+
+@pytest.fixture
+def damaged(sets, tmp_path):
+  """Yields copies of a finished search, each with a file that has changed."""
+  source, targets = sets
+  find(settings(), targets[0], source, tmp_path / 'whole')
+
+  def copies():
+    for name in (certificate.NAME, *certificate.FILES):
+      for place in (0, 0.6):
+        directory = tmp_path / f'{name}-{place}'
+        shutil.copytree(tmp_path / 'whole', directory)
+        content = bytearray((directory / name).read_bytes())
+        content[int(place * len(content))] ^= 1
+        (directory / name).write_bytes(content)
+        yield directory, name
+
+  return copies()
+
+
+def test_a_damaged_search_is_not_trained_on(sets, damaged):
+  source, targets = sets
+  for directory, name in damaged:
+    with pytest.raises(UserError, match='is not as the search wrote it') as why:
+      find(settings(), targets[0], source, directory)
+    assert f'{directory / name} is not' in str(why.value)
+
+
+def test_a_damaged_search_is_not_taken_over(sets, damaged, tmp_path):
+  source, targets = sets
+  for donor, _ in damaged:
+    with pytest.raises(UserError, match='is not as the search wrote it'):
+      find(settings(), targets[0], source, tmp_path / 'new', donors=[donor])
+    assert not (tmp_path / 'new').exists()
+  taken = tmp_path / 'whole'
+  found = find(settings(), targets[0], source, tmp_path / 'new', [taken])
+  assert found[2] == certificate.read(taken)
+  # One of other images may be as it likes.
+  donor = tmp_path / f'{certificate.FILES[0]}-0'
+  other = find(settings(), targets[1], source, tmp_path / 'other', [donor])
+  assert other[2]['key'] != found[2]['key']
+
+
+def test_every_source_is_seen_once_or_nothing_is_certified(
+  sets, tmp_path, monkeypatch
+):
+  source, targets = sets
+  parts = dataclasses.replace(
+    source,
+    sources=('a', 'b'),
+    source=(np.arange(120) >= 50).astype(np.int32),
+  )
+  found = find(settings(), targets[0], withheld(parts, 0), tmp_path / 'a')
+  assert found[2]['sources'] == {
+    'a': {'images': 47, 'seen_once': 47, 'unreadable': 0},
+    'b': {'images': 70, 'seen_once': 70, 'unreadable': 1},
+  }
+  nearest = search.nearest
+  for place, times in ((7, 0), (119, 2)):
+
+    def wrong(*args, place=place, times=times, **kwargs):
+      found = nearest(*args, **kwargs)
+      found.times_s[place] = times
+      return found
+
+    monkeypatch.setattr(search, 'nearest', wrong)
+    with pytest.raises(RuntimeError, match='saw 119 of 120 source images once'):
+      find(settings(), targets[0], source, tmp_path / 'b')
+    assert not (tmp_path / 'b' / certificate.NAME).exists()
+
+
+def test_where_nothing_was_left_out_no_target_has_the_smallest_margin(
+  sets, tmp_path
+):
+  source, targets = sets
+  c = settings(budget__depth=120)
+  _, _, value = find(c, targets[0], source, tmp_path)
+  assert value['smallest_margin_nats'] is None
+  assert value['smallest_margin_target'] is None
+
+
+def test_an_outage_of_the_source_is_gone_when_its_disk_is_back(
+  sets, tmp_path, monkeypatch
+):
+  source, targets = sets
+  grid = [(0, 40), (40, 80), (80, 120)]
+  monkeypatch.setattr(search, '_grid', lambda *args: grid)
+  expected = find(settings(), targets[0], source, tmp_path / 'a')
+
+  def stale(i):
+    if i in range(45, 60):
+      raise OSError(errno.ESTALE, 'Stale file handle')
+    return source.read(i)
+
+  away = dataclasses.replace(source, read=stale)
+  run = tmp_path / 'b'
+  with pytest.raises(UserError, match=r's:0045 among .* then give the same'):
+    find(settings(), targets[0], away, run)
+  shards = sorted(path.name for path in (run / 'shards').glob('*.npz'))
+  assert shards == ['shard-0-40.npz']
+  found = find(settings(), targets[0], source, run)
+  np.testing.assert_array_equal(found[0], expected[0])
+  assert found[1:] == expected[1:]
+  # Whoever has lost them says so.
+  c = settings()
+  c.max_bad_fraction = 0.5
+  assert len(find(c, targets[0], away, tmp_path / 'c')[1]) == 17
 
 
 def test_a_batch_may_be_larger_than_a_block(sets, tmp_path, monkeypatch):

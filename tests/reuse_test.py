@@ -61,14 +61,22 @@ def test_merged_counts_are_those_of_the_moved_edges(case, tmp_path):
     return streams.Cached(fine, dataset, tmp_path, 'key')
 
   moved, counts = expected[0]
-  np.testing.assert_array_equal(
-    joined(reuse.Merged(kept(source), moved)), counts
-  )
+  merged = reuse.Merged(kept(source), moved)
+  np.testing.assert_array_equal(joined(merged), counts)
+  (some,) = merged.again(np.array([3, 17]), 8)
+  np.testing.assert_array_equal(some.counts_nd, counts[[3, 17]])
   silent = dataclasses.replace(source, read=None)
   moved, counts = expected[1]
   np.testing.assert_array_equal(
     joined(reuse.Merged(kept(silent), moved)), counts
   )
+
+
+def test_images_that_are_passed_over_stay_so(case):
+  source, fine, (target, _) = case
+  part = streams.Within(streams.Described(fine, source), [2, 5, 6])
+  merged = reuse.Merged(part, reuse.snap(target, fine))
+  np.testing.assert_array_equal(merged.places(3, 20), [5, 6])
 
 
 def test_edges_that_are_none_of_the_fine_ones_are_refused(case):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -17,12 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import folders
-from sjft_jax import experiment, learn, mesh, paths, rounds
+from sjft_jax import experiment, learn, mesh, paths, round_files, rounds
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
 from sjft_jax.models import weight_files
 from sjft_jax.report import pages
 from tests import digits, store
+from tests.report.pages_test import Page
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = {
@@ -57,9 +59,9 @@ def command(module, *args, real=False, root=None):
   if not real:
     work = 'main.run(sys.argv)'
     if module != 'main':
-      work = f'main.guarded({module}._work, sys.argv)'
+      work = f'command.guarded({module}._work, sys.argv)'
     code = (
-      f'import sys; from sjft_jax import main, {module}; '
+      f'import sys; from sjft_jax import command, {module}; '
       'from tests import small, store; small.network(); '
       f'{"store.register(); " if root else ""}sys.exit({work})'
     )
@@ -165,6 +167,34 @@ def test_a_run_leaves_what_the_readme_says(finished):
     (finished / 'selection' / 'certificate.json').read_text()
   )
   assert certificate['source_images_seen'] == certificate['source_images']
+
+
+def test_the_page_shows_what_the_run_found(finished):
+  found, page = results(finished), Page(finished / 'report' / 'index.html')
+  for r in found['rounds']:
+    borrowed = sum(r['images_selected'].values())
+    mean, overall, *_, k, images = page.row(f'{r["round"]}')
+    assert mean == f'{100 * r["mean_class_accuracy"]:.1f}'
+    assert overall == f'{100 * r["accuracy"]:.1f}'
+    assert float(k) == pytest.approx(r['mean_k'], rel=5e-3)
+    assert int(images) == borrowed
+  assert f'{mean} %' in page.texts
+  assert page.row('main')[0] == f'{borrowed}'
+  # By class, as the page counts them anew from the neighbours and every K.
+  lent = [re.fullmatch(r'(\d+) of \d+', row[-1]) for row in page.cells]
+  lent = [int(match[1]) for match in lent if match]
+  assert (sum(lent), len(lent)) == (borrowed, r['classes_selected']['main'])
+  names, count_cc = round_files.confusion(finished / 'rounds' / '1')
+  accuracy = count_cc.trace() / count_cc.sum()
+  assert accuracy == pytest.approx(r['accuracy'])
+  np.fill_diagonal(count_cc, 0)
+  i, j = np.unravel_index(count_cc.argmax(), count_cc.shape)
+  first = [names[i], names[j]]
+  assert [row for row in page.cells if row[:2] == first] or not count_cc.any()
+  reasons = json.loads((finished / 'selection' / 'reasons.json').read_text())
+  for pair in reasons['pairs']:
+    assert f'{pair["distance"]:#.3g}' in page.text
+  assert page.text.count('Agree most') == len(reasons['pairs']) == 6
 
 
 def test_a_second_start_says_so_and_changes_nothing(data, finished, capsys):

@@ -1,11 +1,15 @@
+import dataclasses
+import functools
 import tracemalloc
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sjft_jax import exact, mesh, screen, search, tables
+from sjft_jax import describe, exact, mesh, screen, search, tables
 from sjft_jax.errors import UserError
 from sjft_jax.exact import Exact
 from sjft_jax.ops import divergence
@@ -152,7 +156,13 @@ def test_processes_agree_to_the_bit(case, tmp_path):
   """Two halves of the work, one after the other, and one that takes both."""
   whole = find(case, k=12)
   settings = dict(k=12, shard_images=32, directory=tmp_path)
-  shards = search._Shards(tmp_path, search._grid(150, 24, 2, 32), (0, 2))
+  describer, target, _ = case
+  shards = search._Shards(
+    tmp_path,
+    search._grid(150, 24, 2, 32),
+    (0, 2),
+    search._digest(target, describer),
+  )
   waited = []
 
   def wait(self, shard):
@@ -166,6 +176,129 @@ def test_processes_agree_to_the_bit(case, tmp_path):
   assert waited == [(32, 64)]  # the other's first
   assert [shards.has(s) for s in shards.ranges] == [1, 0, 1, 0, 1]
   assert_same(whole, find(case, share=(1, 2), **settings))
+
+
+@pytest.mark.parametrize('what', ['responses', 'logarithms'])
+def test_one_search_is_of_one_kind_of_machine(
+  case, tmp_path, monkeypatch, what
+):
+  settings = dict(k=12, shard_images=32, directory=tmp_path)
+  with pytest.raises(KeyboardInterrupt):
+    find(case, stop_after=100, **settings)
+  kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
+  assert len(kept) == 4
+  describer, target, source = case
+  with monkeypatch.context() as patch:
+    patch.setattr(describe, 'machine', lambda: dict(platform='x', jaxlib='9'))
+    if what == 'responses':
+      target = target.copy()
+      target[8, :2] += np.array([1, -1]) * np.sign(target[8, 1] or -1)
+    else:
+      log = np.log
+      patch.setattr(np, 'log', lambda x: np.nextafter(log(x), 0))
+    for share in ((0, 2), (1, 2)):
+      with pytest.raises(UserError, match='here, on x, jaxlib 9, than where'):
+        find((describer, target, source), share=share, **settings)
+  assert kept == {path: path.read_bytes() for path in tmp_path.iterdir()}
+  assert_same(find(case, k=12), find(case, **settings))
+
+
+@pytest.mark.parametrize(
+  'order',
+  [[0, 1, 1, 2], [0, 2], [0, 1], [1, 0, 1, 2], [0, 1, 2, 3], [3, 1, 2]],
+  ids=str,
+)
+def test_a_stream_that_drops_or_repeats_a_block_is_refused(
+  case, tmp_path, order
+):
+  describer, target, source = case
+
+  class Broken(Stream):
+    def blocks(self, start, stop, rows):
+      blocks = list(super().blocks(0, 150, rows))
+      return iter(blocks[i] for i in order) if start == 0 else blocks[3:]
+
+  with pytest.raises(RuntimeError, match='The stream gave'):
+    search.nearest(
+      Stream(describer, target),
+      Broken(describer, source),
+      k=12,
+      mesh=mesh.make(jax.devices()[:1]),
+      directory=tmp_path,
+      rows=40,
+      shard_images=120,
+    )
+  assert [path.name for path in tmp_path.iterdir()] == ['shards.json']
+
+
+class Outage(Stream):
+  """A stream of which some images cannot be read so many times."""
+
+  def __init__(self, describer, counts_nd, lost, times):
+    super().__init__(describer, counts_nd)
+    ids = [f's:{i}' for i in range(len(counts_nd))]
+    self.dataset = types.SimpleNamespace(ids=ids)
+    self.left = dict.fromkeys(lost, times)
+
+  def blocks(self, start, stop, rows):
+    for block in super().blocks(start, stop, rows):
+      yield self._without(block)
+
+  def again(self, index_n, rows):
+    for i in index_n.tolist():
+      yield from self.blocks(i, i + 1, rows)
+
+  def _without(self, block):
+    lost = [i for i in block.index_n.tolist() if self.left.get(i)]
+    for i in lost:
+      self.left[i] -= 1
+    good_n = ~np.isin(block.index_n, lost)
+    return dataclasses.replace(
+      block,
+      index_n=block.index_n[good_n],
+      counts_nd=block.counts_nd[good_n],
+      bad=block.bad + [(i, 'cannot be read now: stale') for i in lost],
+    )
+
+
+def outage(case, lost, times, **settings):
+  describer, target, source = case
+  return search.nearest(
+    Stream(describer, target),
+    Outage(describer, source, lost, times),
+    k=12,
+    mesh=mesh.make(jax.devices()[:1]),
+    rows=16,
+    shard_images=40,
+    max_bad_fraction=0.1,
+    **settings,
+  )
+
+
+def test_an_outage_ends_the_search_and_leaves_nothing_of_itself(case, tmp_path):
+  with pytest.raises(UserError, match=r'5 or more of 40 .* s:41 among'):
+    outage(case, range(41, 60), 1, directory=tmp_path)
+  kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+  assert sorted(kept) == ['shard-0-40.npz', 'shards.json']
+  again = outage(case, (), 0, directory=tmp_path)
+  assert_same(again, find(case, k=12))
+  for name, content in kept.items():
+    assert (tmp_path / name).read_bytes() == content
+
+
+def test_a_few_images_that_cannot_be_read_are_asked_for_once_more(case):
+  lost = [0, 19, 39, 100, 147]
+  found = outage(case, lost, 1)
+  assert_same(found, find(case, k=12))
+  assert found.seen.images == 150
+  assert found.bad == dict.fromkeys(range(120, 126), 'bad')
+  describer, target, source = case
+  gone = source.copy()
+  gone[lost] = 0
+  found = outage(case, lost, 2)
+  assert_same(found, find((describer, target, gone), k=12))
+  assert {i for i, why in found.bad.items() if 'stale' in why} == set(lost)
+  assert (found.times_s == 1).all()
 
 
 def test_a_target_image_that_is_lost_meanwhile_ends_the_search(case):
@@ -246,6 +379,50 @@ def test_the_bounds_hold(draw, operands, rank):
     width = (upper - lower).max()
     share = {'float32': 0.01, 'bfloat16': 0.1}[operands]
     assert width < share * np.median(distance_qs)
+
+
+@pytest.mark.parametrize('pixels', [60, 729, 2916, 3136, 4096])
+def test_fractions_are_off_by_no_more_than_the_bounds_allow(pixels):
+  describer = Describer(4, pixels, 2)
+  count_sd = np.tile(np.arange(pixels + 1), (8, 1)).T
+  asked = screen.Screen(count_sd[:9], describer, mesh.make(), rank=0)
+  plain = dataclasses.replace(
+    asked._constants,
+    centre_gd=jnp.zeros((1, 8)),
+    log_centre_gd=jnp.zeros((1, 8)),
+    scale_gd=jnp.ones((1, 8)),
+  )
+  lifted = jax.jit(functools.partial(kernels.lifted, epsilon=1e-16))
+  fraction_sd, _ = lifted(count_sd.astype(np.uint16), plain, 0)
+  off_sd = np.asarray(fraction_sd, np.float64)[1:] / (count_sd[1:] / pixels) - 1
+  assert np.abs(off_sd).max() <= asked._fraction < 2.001 * screen.ROUNDING
+
+
+def test_no_device_is_trusted_with_a_division(case):
+  describer, target, source = case
+  asked = screen.Screen(target, describer, mesh.make(), rank=4)
+  program = jax.make_jaxpr(
+    functools.partial(kernels.bounds, epsilon=divergence.EPSILON)
+  )(asked.block(source, len(source)), asked._constants)
+  assert ' div ' not in str(program)
+
+
+def test_products_are_compared_where_starting_them_takes_no_part(monkeypatch):
+  asked = []
+
+  def seconds(operands, rows):
+    asked.append(rows)
+    speed = {'float32': 6e13, 'bfloat16': 6e14}[operands]
+    return 2e-4 + 4 * rows**3 / speed
+
+  monkeypatch.setattr(screen, '_product_seconds', seconds)
+  # On a CPU a product takes a few milliseconds at once.
+  assert screen.faster_operands.__wrapped__() == 'float32'
+  assert set(asked) == {512}
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert screen.faster_operands.__wrapped__() == 'bfloat16'
+  assert seconds('float32', asked[-1]) >= 5e-3
+  assert seconds('float32', asked[-1] // 2) < 5e-3
 
 
 def test_a_missing_cpu_is_one_line(monkeypatch):

@@ -103,6 +103,30 @@ def test_a_killed_cache_goes_on_after_the_last_whole_unit(tmp_path):
   assert describer.described == list(range(1024, 2100))
 
 
+def test_some_images_are_read_anew_whatever_lies_above_them(tmp_path):
+  numbers, index = Numbers(np.arange(2100)), np.array([3, 7, 1030, 2099])
+  describer = Describer()
+  kept = np.delete(np.arange(2100), [5, 1024])
+  cache = streams.Cached(describer, numbers, tmp_path, 'key')
+  whole = joined(cache, 0, 2100)
+  for stream, places in (
+    (streams.Described(describer, numbers), np.arange(2100)),
+    (cache, np.arange(2100)),
+    (streams.Within(cache, kept), kept),
+  ):
+    describer.described.clear()
+    blocks = list(stream.again(index, 2))
+    assert describer.described == index.tolist()
+    assert [i for b in blocks for i, _ in b.bad] == [3, 1030]
+    assert np.concatenate([b.index_n for b in blocks]).tolist() == [7, 2099]
+    at_n = np.searchsorted(whole[0], [7, 2099])
+    np.testing.assert_array_equal(
+      np.concatenate([b.counts_nd for b in blocks]), whole[1][at_n]
+    )
+    inside = places[(places >= 4) & (places < 1030)]
+    np.testing.assert_array_equal(stream.places(4, 1030), inside)
+
+
 def test_what_could_not_be_read_is_tried_again(tmp_path):
   numbers = Numbers(np.arange(2100))
   describer = Describer(

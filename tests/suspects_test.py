@@ -103,3 +103,22 @@ def test_the_list_names_images_and_classes(tmp_path):
   assert row['source_id'] == pool.ids[picked[1]]
   assert (row['label'], row['suggested']) == ('s:0', 's:3')
   assert int(row['neighbours_with_suggested']) == 3
+
+
+def test_of_many_images_a_part_is_looked_at(tmp_path, monkeypatch):
+  monkeypatch.setattr(suspects, '_MOST', 20)
+  c = folders.get_config()
+  pool = datasets.open_pool({'s': {'kind': 'packaged', 'name': 'digits'}})
+  picked, asked = np.arange(3, 60), []
+
+  class Learner:
+    def source_answers(self, variables, dataset):
+      asked.append(dataset.ids.tolist())
+      logits_nc = np.eye(10, dtype=np.float16)[dataset.labels]
+      return logits_nc, logits_nc
+
+  for _ in range(2):
+    found = suspects.stage(c, Learner(), None, pool, picked, tmp_path)
+    assert found == {'images': 20, 'suspects': 0, 'of_images': 57}
+  assert asked[0] == asked[1]  # as a resumed run has to
+  assert len({*asked[0]} & {*pool.ids[picked]}) == 20

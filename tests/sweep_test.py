@@ -159,6 +159,22 @@ def test_an_arm_runs_with_what_was_best_on_its_folds(finished):
       assert settings['seed'] == seed
 
 
+def test_trials_are_among_the_seconds_also_of_a_resumed_sweep(
+  finished, tmp_path, monkeypatch
+):
+  # Two arms of three choices on two folds; two arms of four seeds.
+  spent = {'tuning': 12.0, 'train': 8.0}
+  whole = json.loads((finished / 'results.json').read_text())
+  assert whole['seconds'] == spent
+  workdir = shutil.copytree(finished, tmp_path / 'resumed')
+  shutil.rmtree(workdir / 'report')
+  (workdir / 'results.json').unlink()
+  (workdir / 'tuning.json').unlink()
+  monkeypatch.setattr(rounds, 'run', answer_at_random)
+  experiment.run(small(), workdir, None)
+  assert json.loads((workdir / 'results.json').read_text()) == whole
+
+
 def test_no_fold_holds_a_test_image(finished):
   train, test = datasets.open_target(small().target, 0)
   tested = set()
@@ -269,6 +285,24 @@ def test_borrowing_has_to_gain_more_than_folds_differ(
   assert (low > 0) == (weight > 0)
 
 
+def test_of_equal_means_the_lower_weight_wins_in_any_order_of_the_folds():
+  # Means of 0.87, in float64 of two different last bits.
+  right = {
+    1.0: [0.9, 0.825, 0.9, 0.825, 0.9],
+    0.3: [0.9, 0.8, 0.9, 0.875, 0.875],
+    0.1: [0.925, 0.8, 0.875, 0.875, 0.875],
+  }
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    rows = [
+      ({'source_weight': weight}, rng.permutation(folds).tolist())
+      for weight, folds in right.items()
+    ]
+    assert tuning.chosen(rows)[0] == {'source_weight': 0.1}
+  rows = [({'source_weight': w}, folds) for w, folds in right.items()]
+  assert tuning.chosen(rows)[0] == {'source_weight': 0.1}
+
+
 def test_a_source_without_effect_is_seldom_kept():
   kept = 0
   for seed in range(400):
@@ -344,6 +378,59 @@ def test_an_arm_keeps_the_weight_of_the_source_that_it_sets(
   found = tuning.tune(c, 'picked', own, tmp_path, None, [])
   assert set(weights) == {0.7}
   assert 'source_weight' not in found['chosen']
+
+
+def test_an_arm_keeps_the_rate_and_the_length_that_it_sets(
+  tmp_path, monkeypatch
+):
+  c = small()
+  set_ = dict(optim=dict(learning_rate=0.3), train=dict(steps=5))
+  c.arms.picked = ConfigDict(dict(title='Picked', set=set_))
+  pairs = []
+
+  def answer(c, workdir, mesh, donors=()):
+    pairs.append((c.optim.learning_rate, c.train.steps))
+    return {'mean_class_accuracy': 0.5}
+
+  monkeypatch.setattr(rounds, 'run', answer)
+  own = arms.settings_of(c, 'picked', 0)
+  found = tuning.tune(c, 'picked', own, tmp_path, None, [])
+  assert set(pairs) == {(0.3, 5)}
+  # Two rounds.
+  assert found['chosen'] == {'learning_rate': 0.3, 'steps': 10}
+  tuned = arms.settings_of(c, 'picked', 0, {'picked': found})
+  assert tuned.to_dict() == own.to_dict()
+  # One of the two may be set, and the other tuned.
+  c.arms.picked.set = ConfigDict(dict(optim=dict(learning_rate=0.3)))
+  own = arms.settings_of(c, 'picked', 0)
+  found = tuning.tune(c, 'picked', own, tmp_path, None, [])
+  assert [row['steps'] for row in found['tried']] == [2, 4]
+
+
+def test_values_are_not_needed_of_what_all_arms_set():
+  c = small()
+  c.tune.learning_rates = ()
+  c.arms.plain.set.optim = dict(learning_rate=0.1)
+  c.arms.picked.set = dict(optim=dict(learning_rate=0.01))
+  arms.check(c)
+
+
+def test_a_title_may_be_mended_in_a_resumed_sweep(tmp_path, monkeypatch):
+  monkeypatch.setattr(rounds, 'run', answer_at_random)
+  c, workdir = small(), tmp_path / 'sweep'
+  c.seeds, c.tune.folds = 2, 0
+  c.arms.picked.title, c.arms.picked.published = 'Pikced', 125
+  experiment.run(c, workdir, None)
+  shutil.rmtree(workdir / 'report')
+  c.arms.picked.title, c.arms.picked.published = 'Picked', 12.5
+  experiment.run(c, workdir, None)
+  value = results(workdir)['arms']['picked']
+  assert (value['title'], value['published']) == ('Picked', 12.5)
+  # What an arm does is bound.
+  shutil.rmtree(workdir / 'report')
+  c.arms.both.all_rounds = False
+  with pytest.raises(UserError, match=r'arms\.both\.all_rounds was True'):
+    experiment.run(c, workdir, None)
 
 
 def test_a_killed_sweep_does_no_finished_run_again(
@@ -428,13 +515,31 @@ def test_the_page_is_of_the_images_that_its_run_had(tmp_path):
     ({'tune.banks': {'a': {'bins': 1}}}, 'bins must be at least 2'),
     ({'tune.banks': {'a': {'beans': 9}}}, 'tune.banks.a names beans'),
     ({'arms.picked.tune': {'faults': 2}}, 'picked.tune names faults'),
+    ({'arms.picked.tune': 2}, 'arms.picked.tune needs .*; came 2'),
+    ({'tune.steps': (1e3,)}, r'^tune.steps needs whole .*; came \(1000.0,\)'),
+    ({'tune.steps': ('a',)}, r"tune.steps needs whole .*; came \('a',\)"),
+    ({'tune.learning_rates': ('0.1',)}, 'learning_rates needs numbers'),
+    ({'tune.learning_rates': (True,)}, 'learning_rates needs numbers'),
+    ({'tune.source_weights': ('1', 0.3)}, 'source_weights needs numbers'),
+    ({'tune.initial': (10.0,)}, 'numbers of neighbours'),
+    ({'tune.banks': {'a': 9}}, 'tune.banks.a needs .*; came 9'),
+    ({'arms.picked.tune': {'steps': (2.5,)}}, r'^arms.picked.tune.steps needs'),
+    ({'arms.picked.title': ' '}, "picked.title needs a text; came ' '"),
+    ({'arms.plain.published': '12'}, "published needs a number.* came '12'"),
+    ({'arms.plain.published': float('nan')}, 'published needs a number'),
+    ({'arms.plain.published': True}, 'published needs a number'),
+    ({'arms.picked.all_rounds': True}, 'picked has no average.* all_rounds'),
+    ({'arms.picked.distilled': True}, 'picked has no average.* distilled'),
+    ({'arms.both.set': {'rounds': 3}}, 'both has no runs.* leave set out'),
+    ({'arms.both.tune': {'folds': 3}}, 'both has no runs.* leave tune out'),
   ],
 )
 def test_arms_that_make_no_sense_are_refused(changes, said):
   c = small()
   c.update_from_flattened_dict(changes)
-  with pytest.raises(UserError, match=said):
+  with pytest.raises(UserError, match=said) as error:
     arms.check(c)
+  assert '\n' not in str(error.value)
 
 
 def test_rounds_share_the_updates():
@@ -480,7 +585,7 @@ def test_files_that_an_arm_lacks_are_missed_before_the_first_runs(
   c = small()
   c.tune.folds = 0
   lacking = dict(describe=dict(bank='conv', weights='/nowhere'))
-  c.arms.picked = ConfigDict(dict(title='', set=lacking))
+  c.arms.picked = ConfigDict(dict(title='Lacking', set=lacking))
   with pytest.raises(UserError, match='/nowhere'):
     experiment.run(c, tmp_path, None)
   assert not (tmp_path / 'runs').exists()

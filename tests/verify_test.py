@@ -12,7 +12,16 @@ import pytest
 from sklearn.datasets import load_digits
 
 from configs import folders
-from sjft_jax import explain, files, intake, mesh, retrieval, verify, workdirs
+from sjft_jax import (
+  describe,
+  explain,
+  files,
+  intake,
+  mesh,
+  retrieval,
+  verify,
+  workdirs,
+)
 from sjft_jax.errors import UserError
 
 NAMES = ('certificate.json', 'neighbours.parquet', 'edges.npz')
@@ -64,6 +73,8 @@ def test_the_certificate_counts_what_was_seen(finished):
   assert value['pairs'] == 12 * 148
   assert 12 * 13 <= value['pairs_evaluated_in_float64'] <= value['pairs']
   assert value['smallest_margin_nats'] >= 0
+  assert value['smallest_margin_target'].startswith('target:')
+  assert value['described_on'] == describe.machine()
   assert 0 < value['screen_error_bound_nats'] < 1
   assert not (finished / 'selection' / 'shards').exists()
 
@@ -103,8 +114,21 @@ def test_a_wrong_distance_is_found(finished, monkeypatch, change):
     return run
 
   reopened(monkeypatch, altered)
-  with pytest.raises(UserError, match='nats apart, but the search has'):
+  with pytest.raises(UserError, match='nats apart, but the search has') as here:
     verify.verify(finished, targets=1, sources=1, seed=0)
+  assert 'which may be why' not in str(here.value)
+  other = describe.machine() | {'processor': 'Abacus 9'}
+  monkeypatch.setattr(describe, 'machine', lambda: other)
+  with pytest.raises(
+    UserError, match=r'Abacus 9, .* which may be why'
+  ) as there:
+    verify.verify(finished, targets=1, sources=1, seed=0)
+  assert '\n' not in str(there.value)
+
+
+def test_a_machine_that_finds_the_same_has_nothing_said(finished, monkeypatch):
+  monkeypatch.setattr(describe, 'machine', lambda: {'jaxlib': 'another'})
+  verify.verify(finished, targets=2, sources=9, seed=0)
 
 
 def test_a_neighbour_that_is_missing_is_found(finished, monkeypatch):

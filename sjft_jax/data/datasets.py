@@ -7,13 +7,18 @@ and a `test` part; the source pool is any number of named sets whose classes are
 laid side by side.
 """
 
+import concurrent.futures
+import contextlib
 import csv
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import unicodedata
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -38,6 +43,9 @@ FIELDS = {
 }
 SUFFIXES = ('.bmp', '.gif', '.jfif', '.jpe', '.jpeg', '.jpg', '.pgm', '.png',
             '.ppm', '.tif', '.tiff', '.webp')  # fmt: skip
+# Questions to a disk that wait for their answers at once, and for how many
+# files that is worth it.
+_ASKING, _MANY = 32, 1024
 # The first that a TFDS set has and that is unique names its images.
 TFDS_NAMES = ('file_name', 'filename', 'image/file_name', 'image/filename')
 
@@ -164,10 +172,12 @@ def _folder(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
     return _folder({}, f'{part.rstrip("/")}/{folders[0]}', setting)
   _refuse_parts(folders, part, setting)
   names = [name for _, name, _ in rows]
+  inside = [name.replace(os.sep, '/') for name in names]
+  _refuse_stray(inside, part, setting)
   read = paths.reader(root)
   return _dataset(
     classes=map(legible, folders),
-    ids=[legible(name.replace(os.sep, '/')) for name in names],
+    ids=list(map(legible, inside)),
     labels=[label for label, _, _ in rows],
     sizes=[size for _, _, size in rows],
     read=lambda i: read(names[i]),
@@ -186,15 +196,53 @@ def _refuse_parts(folders, part, setting):
   )
 
 
+def _refuse_stray(names, part, setting):
+  """Or all classes around which a folder lies would be one, unnoticed.
+
+  Args:
+    names: of all images, with slashes.
+    part: the folder that they are in.
+    setting: its setting. A test set may be of one class.
+  """
+  if setting == 'target.test' or len({n.partition('/')[0] for n in names}) > 1:
+    return
+  stray = [name for name in names if name.count('/') == 1]
+  inner = {name.rpartition('/')[0] for name in names if name.count('/') > 1}
+  if stray and len(inner) > 1:
+    raise errors.UserError(
+      f'{setting} needs a folder that holds one folder of images per class; in '
+      f'{part}, {legible(stray[0])} lies beside such folders'
+      f' (in all {len(stray)}): move it into one, or away.'
+    )
+
+
 def _walked(root):
   """(class folders, images in none, (label, name, bytes)s) of a disk."""
-  entries = sorted(e for e in os.listdir(root) if not e.startswith('.'))
-  folders = [e for e in entries if os.path.isdir(os.path.join(root, e))]
-  loose = [e for e in entries if _is_image(e) and e not in folders]
+  folders, loose = [], []
+  with os.scandir(root) as entries:
+    for entry in entries:
+      if entry.name.startswith('.'):
+        continue
+      if _is_folder(entry):
+        folders.append(entry.name)
+      elif _is_image(entry.name):
+        loose.append(entry.name)
+      elif entry.is_symlink() and _size(entry.path) < 0:
+        raise errors.UserError(
+          f'{legible(entry.path)} is a link that leads nowhere; where it led '
+          'there may have been a class: mend the link, or remove it.'
+        )
+  folders.sort()
+  loose.sort()
   rows = [
-    (label, os.path.relpath(path, root), _size(path))
+    (label, path)
     for label, folder in enumerate(folders if not loose else ())
     for path in sorted(image_files(os.path.join(root, folder)))
+  ]
+  sizes = _sizes([path for _, path in rows])
+  rows = [
+    (label, os.path.relpath(path, root), size)
+    for (label, path), size in zip(rows, sizes, strict=True)
   ]
   return folders, loose, rows
 
@@ -243,7 +291,9 @@ def _packed(path, inside: str, setting: str) -> Dataset:
       ' ARCHIVE/FOLDER, or pack it again.'
     )
   classes = sorted({name.partition('/')[0] for name, _ in found})
-  _refuse_parts(classes, '/'.join(filter(None, around)), setting)
+  around = '/'.join(filter(None, around))
+  _refuse_parts(classes, around, setting)
+  _refuse_stray(sorted(name for name, _ in found), around, setting)
   label_of = {name: label for label, name in enumerate(classes)}
   found.sort(key=lambda row: (label_of[row[0].partition('/')[0]], row[0]))
   place = [i for _, i in found]
@@ -272,33 +322,41 @@ def _listed(path, setting: str) -> Dataset:
       rows = [(reader.line_num, row['path'], row['label']) for row in reader]
   except (csv.Error, UnicodeError) as e:
     raise errors.UserError(f'{need}; {path} is none ({e}): repair it.') from e
-  root = path.parent if paths.in_store(path) else path.resolve().parent
-  base, seen = str(root).partition('://')[2] or str(root), {}
+  # Not where a link to the csv leads: a cache of downloads, or git-annex, keeps
+  # every file elsewhere, by a name of its own.
+  root = path.parent if paths.in_store(path) else path.absolute().parent
+  base = str(root).partition('://')[2] or os.path.normpath(root)
+  inside, seen = os.path.join(base, ''), {}
   for line, name, label in rows:
     # Two spellings of a path would be one image twice.
     whole = os.path.normpath(os.path.join(base, name or ''))
     fault = ''
     if not name or not label:
       fault = 'lacks a path or a label'
-    elif os.path.isabs(name) or not whole.startswith(base + os.sep):
+    elif os.path.isabs(name):
+      fault = (
+        f'names {legible(name)}, an absolute path, where paths are relative to'
+        ' the folder of the csv'
+      )
+    elif not whole.startswith(inside):
       fault = f'leads out of its folder ({legible(name)})'
     elif whole in seen:
-      fault = f'names {legible(name)} a second time'
+      fault = f'names {legible(name)} a second time, after line {seen[whole]}'
     if fault:
       raise errors.UserError(f'{need}; line {line} of {path} {fault}: mend it.')
-    seen[whole] = name
+    seen[whole] = line
   if not rows:
     raise errors.UserError(f'{need}; {path} lists no image: add some.')
   classes = sorted({label for *_, label in rows})
   label_of = {name: label for label, name in enumerate(classes)}
+  # A store takes a key as it is written, `./` and all; on a disk, `x/..` leads
+  # elsewhere if x is a link.
+  names = [whole.removeprefix(inside) for whole in seen]
   if paths.in_store(root):
-    # A key is taken as it is written, `./` and all.
-    names = [whole.removeprefix(base + os.sep) for whole in seen]
     there = dict(paths.below(root))
     sizes = [there.get(name, -1) for name in names]
   else:
-    names = list(seen.values())
-    sizes = [_size(os.path.join(root, name)) for name in names]
+    sizes = _sizes([os.path.join(root, name) for name in names])
   read = paths.reader(root)
   return _dataset(
     classes=classes,
@@ -315,24 +373,42 @@ def image_files(root: str) -> Iterator[str]:
   Raises:
     UserError: if a folder cannot be opened.
   """
-
-  def fail(error):
-    raise errors.UserError(
-      f'{legible(error.filename)} cannot be opened ({error.strerror}): give '
-      'yourself the right to it, or move it away.'
-    ) from error
-
-  top, seen = os.path.join(os.path.realpath(root), ''), set()
-  for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
+  top, seen, left = os.path.join(os.path.realpath(root), ''), set(), [root]
+  while left:
+    folder = left.pop()
     real = os.path.realpath(folder)
     # A link led to where another one did, or back up, beyond the root even.
     if real in seen or (seen and top.startswith(os.path.join(real, ''))):
-      folders.clear()
       continue
     seen.add(real)
+    folders, names = [], []
+    try:
+      with os.scandir(folder) as entries:
+        for entry in entries:
+          (folders if _is_folder(entry) else names).append(entry.name)
+    except OSError as e:
+      raise paths.unreadable(legible(str(e.filename or folder)), e) from e
     # Sorted, so that of two links to one folder the same is taken everywhere.
-    folders[:] = sorted(name for name in folders if not name.startswith('.'))
+    left += [
+      os.path.join(folder, name)
+      for name in sorted(folders, reverse=True)
+      if not name.startswith('.')
+    ]
     yield from (os.path.join(folder, name) for name in names if _is_image(name))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+  """Whether it is one, or a link to one.
+
+  Raises:
+    OSError: if the disk cannot tell now.
+  """
+  try:
+    return entry.is_dir()
+  except OSError as e:
+    if paths.is_transient(e):
+      raise
+    return False
 
 
 def _is_image(name: str) -> bool:
@@ -344,11 +420,30 @@ def legible(name: str) -> str:
   return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
 
+def _sizes(files: list[str]) -> list[int]:
+  """Bytes of every file; -1 of what is not there.
+
+  Raises:
+    OSError: if the disk cannot tell now.
+  """
+  if len(files) < _MANY:
+    return list(map(_size, files))
+  # Over a network an answer takes its time, not the disk's.
+  some = [files[at : at + _ASKING] for at in range(0, len(files), _ASKING)]
+  with concurrent.futures.ThreadPoolExecutor(_ASKING) as executor:
+    found = executor.map(lambda part: list(map(_size, part)), some)
+    return list(itertools.chain.from_iterable(found))
+
+
 def _size(path: str) -> int:
   try:
     return os.path.getsize(path)
-  except OSError:  # A broken link: listed as bad when it is read.
-    return -1
+  except OSError as e:
+    # Sizes tell whether a set is another one: a size that is not known now may
+    # not stand for it.
+    if paths.is_transient(e):
+      raise
+    return -1  # A broken link: listed as bad when it is read.
 
 
 def _packaged(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
@@ -367,12 +462,13 @@ def _tfds(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
   # Takes half a second, and the other kinds do without.
   import tensorflow_datasets as tfds
 
-  name, where = spec['name'], spec['dir'] or 'the default data_dir'
-  group = setting.rpartition('.')[0]
+  name, group = spec['name'], setting.rpartition('.')[0]
+  data_dir, where = None, 'the default data_dir'
   if spec['dir']:
-    paths.on_disk(spec['dir'], f'{group}.dir: array_record files')
+    on_disk = paths.on_disk(spec['dir'], f'{group}.dir: array_record files')
+    data_dir = where = str(on_disk)
   try:
-    builder = tfds.builder(name, data_dir=spec['dir'] or None)
+    builder = tfds.builder(name, data_dir=data_dir)
   except ValueError as e:
     raise errors.UserError(
       f'{group}.name needs a TFDS set; {name!r} is neither registered nor'
@@ -384,10 +480,13 @@ def _tfds(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
       f'{group} needs {name} prepared as array_record; {where} does not hold'
       f' it: prepare it there, or correct --config.{group}.dir.'
     )
-  if not {'image', 'label'} <= set(info.features):
+  kinds = {'image': tfds.features.Image, 'label': tfds.features.ClassLabel}
+  came = dict(info.features.items())
+  if not all(isinstance(came.get(k), kind) for k, kind in kinds.items()):
+    has = ', '.join(f'{k} ({type(v).__name__})' for k, v in came.items())
     raise errors.UserError(
-      f'{group} needs a TFDS set of images with labels; {name} has'
-      f' {", ".join(info.features)}: choose another set.'
+      f'{group} needs a TFDS set of images with labels: image (Image) and label'
+      f' (ClassLabel); {name} has {has}: choose another set.'
     )
   try:
     records = builder.as_data_source(
@@ -404,21 +503,18 @@ def _tfds(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
       ' another format: prepare it again with file_format=array_record.'
     ) from e
 
-  key = next((key for key in TFDS_NAMES if key in info.features), None)
-  ids, labels, sizes = [], [], []
-  for i, record in enumerate(records):
-    ids.append(record[key].decode('utf-8', 'backslashreplace') if key else i)
-    labels.append(record['label'])
-    sizes.append(len(record['image']))
-  if labels and min(labels) < 0:
+  key = next((key for key in TFDS_NAMES if key in came), None)
+  ids, labels, sizes = _kept(builder, part, key, records)
+  if not len(labels) or labels.min() < 0:
+    none = 'have none' if len(labels) else 'are none'
     raise errors.UserError(
-      f'{setting} needs images with labels; those of {part!r} of {name} have '
-      'none: take another split.'
+      f'{setting} needs images with labels; those of {part!r} of {name} {none}:'
+      ' take another split.'
     )
-  if not key or len(set(ids)) < len(ids):
-    ids = [f'{i:08d}' for i in range(len(ids))]
+  # A set may declare names that no image has, as emnist/letters does.
+  used, labels = np.unique(labels, return_inverse=True)
   return _dataset(
-    info.features['label'].names,
+    [came['label'].names[i] for i in used],
     ids,
     labels,
     sizes,
@@ -426,6 +522,56 @@ def _tfds(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
     # Positions mean something only within one version and split.
     version=f'{info.full_name} {part}',
   )
+
+
+# (ids, labels, bytes) of what this process has opened, by `_files_digest`.
+_opened: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+
+def _kept(builder, part: str, key: str | None, records):
+  """What `_listing` returns, from the user's cache if it is there.
+
+  To list them, all images are read: of a large set it takes minutes.
+  """
+  digest = _files_digest(builder, part, key)
+  if digest in _opened:
+    return _opened[digest]
+  path = paths.cache() / 'tfds' / f'{digest}.npz'
+  names = ('ids', 'labels', 'sizes')
+  # A cache that is damaged or cannot be written to is none.
+  with contextlib.suppress(
+    OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error
+  ):
+    with np.load(path, allow_pickle=False) as stored:
+      found = tuple(stored[name] for name in names)
+    if {len(column) for column in found} == {len(records)}:
+      _opened[digest] = found
+      return found
+  found = _opened[digest] = _listing(records, key)
+  with contextlib.suppress(OSError), files.replacing(path, shared=True) as file:
+    np.savez_compressed(file, **dict(zip(names, found, strict=True)))
+  return found
+
+
+def _files_digest(builder, part, key) -> str:
+  """Tells a part of a prepared set from every other, by its files."""
+  with os.scandir(builder.data_dir) as entries:
+    stats = sorted((e.name, e.stat()) for e in entries)
+  shards = [(name, s.st_size, s.st_mtime_ns) for name, s in stats]
+  text = json.dumps([1, builder.info.full_name, part, key, shards])
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _listing(records, key):
+  """(ids, labels, bytes) of all records, unicode, int64 and int64 [n]."""
+  ids, labels, sizes = [], [], []
+  for i, record in enumerate(records):
+    ids.append(record[key].decode('utf-8', 'backslashreplace') if key else i)
+    labels.append(record['label'])
+    sizes.append(len(record['image']))
+  if not key or len(set(ids)) < len(ids):
+    ids = [f'{i:08d}' for i in range(len(ids))]
+  return np.array(ids, np.str_), np.array(labels, int), np.array(sizes, int)
 
 
 OPENERS = {'folder': _folder, 'packaged': _packaged, 'tfds': _tfds}
@@ -437,7 +583,13 @@ def _open(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
     raise errors.UserError(
       f'{group}.kind is one of {", ".join(OPENERS)}; {spec["kind"]!r} came.'
     )
-  dataset = OPENERS[spec['kind']](spec, part, setting)
+  try:
+    dataset = OPENERS[spec['kind']](spec, part, setting)
+  except OSError as e:
+    if not paths.is_transient(e):
+      raise
+    what = legible(str(e.filename or part))
+    raise paths.unreadable(f'{setting}: {what}', e) from e
   if len(set(dataset.ids.tolist())) < len(dataset):
     raise errors.UserError(
       f'{setting}: two images have the same name once it is written as text:'
@@ -554,8 +706,10 @@ def _relabel(test: Dataset, classes: tuple[str, ...]) -> Dataset:
 def _by_class(dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
   """(class, positions of its images in the order of their ids)."""
   order = np.argsort(dataset.ids, kind='stable')
-  for label, name in enumerate(dataset.classes):
-    yield name, order[dataset.labels[order] == label]
+  order = order[np.argsort(dataset.labels[order], kind='stable')]
+  count = np.bincount(dataset.labels, minlength=len(dataset.classes))
+  parts = np.split(order, np.cumsum(count)[:-1])
+  yield from zip(dataset.classes, parts, strict=True)
 
 
 def _hold_out(dataset: Dataset, share: float, seed: int) -> np.ndarray:
@@ -690,6 +844,11 @@ def _place(spec: Mapping[str, Any]) -> tuple[str, ...]:
   splits, are not recognised.
   """
   if spec['kind'] == 'folder':
-    root = paths.path(spec['dir'])
-    return 'folder', str(root if paths.in_store(root) else root.resolve())
-  return spec['kind'], spec['name'], spec['dir'], spec['split']
+    return 'folder', _resolved(spec['dir'])
+  where = spec['dir'] and _resolved(spec['dir'])
+  return spec['kind'], spec['name'], where, spec['split']
+
+
+def _resolved(text: str) -> str:
+  path = paths.path(text)
+  return str(path if paths.in_store(path) else path.resolve())

@@ -9,7 +9,6 @@ with the set.
 import dataclasses
 import hashlib
 import pathlib
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -65,8 +64,8 @@ def table(
   Yields:
     The parts, in order.
   """
-  name = re.sub(r'\W+', '_', str(dataset.ids[start]).partition(':')[0])
-  directory = cache / f'{name}-{_key(dataset, start, stop)[:24]}-{FORMAT}'
+  directory = _directory(cache, f'{_key(dataset, start, stop)[:24]}-{FORMAT}')
+  name = str(dataset.ids[start]).partition(':')[0]
   with progress.bar(stop - start, f'hash {name}') as bar:
     for first in range(start, stop, PART):
       last = min(first + PART, stop)
@@ -125,6 +124,15 @@ def sha256_of(dataset: datasets.Dataset, i: int) -> bytes:
     return hashlib.sha256(dataset.read(i)).digest()
   except OSError:
     return _UNREADABLE
+
+
+def _directory(cache, key):
+  """Of a table: named by its files alone, as runs call one set differently.
+
+  Tables of earlier builds have such a name before the key.
+  """
+  old = sorted(cache.glob(f'*-{key}'))
+  return old[0] if old and not (cache / key).exists() else cache / key
 
 
 def _key(dataset, start, stop) -> str:

@@ -1,19 +1,23 @@
 """Images inside zip and tar archives, read where they lie.
 
 Nothing is unpacked to disk. A zip and a plain tar give any member at once; a
-tar.gz is read through once when it is opened, and from then on at points kept
-every 256 kB (32 kB of memory each). In a store a zip is the better choice: it
-has a list at its end, a tar is read through to be listed.
+tar.gz is read through once when it is opened, and from then on at points (32 kB
+of memory each) kept every 256 kB, or further apart: about 8,192 of them, unless
+what it holds was much larger before it was packed. In a store a zip is the
+better choice: it has a list at its end, a tar is read through to be listed.
 """
 
 import bz2
+import collections
 import dataclasses
 import errno
 import io
 import lzma
+import os
 import stat
 import struct
 import tarfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -21,8 +25,9 @@ from collections.abc import Callable
 from sjft_jax import errors, paths
 
 SUFFIXES = ('.zip', '.tar', '.tar.gz', '.tgz')
-MAX_BYTES = 512 * 2**20  # of one image; more is not read
-_SPACING = 256 * 2**10
+# Bytes between two points of a tar.gz, the least; points, about the most.
+_SPACING, _POINTS = 256 * 2**10, 8192
+_AT_A_TIME = 64 * 2**10  # bytes that are read of a tar.gz
 _STEP = 4096  # bytes, the least that zipfile reads at a time
 # Bytes of a zip's header before a member, without and with its two longest
 # fields.
@@ -38,10 +43,6 @@ _DAMAGE = (
   NotImplementedError,
   UnicodeError,
 )
-
-
-class DamagedError(OSError):
-  """A file that no second attempt would read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,12 +83,15 @@ def load(path, setting: str) -> Pack:
 
   Raises:
     UserError: if it is damaged, incomplete or encrypted, a name leads out of
-      it or comes twice, or a package to read it is missing.
+      it or comes twice, a package to read it is missing, or it cannot be read
+      now.
   """
   opener = _zip if path.name.lower().endswith('.zip') else _tar
   try:
     members, read = opener(path, setting)
   except _DAMAGE as e:
+    if fault := paths.cause(e):
+      raise paths.unreadable(f'{setting}: {path}', fault) from e
     raise errors.UserError(
       f'{setting} needs a whole archive; {path} is damaged or incomplete'
       f' ({e or type(e).__name__}): get it again.'
@@ -104,16 +108,15 @@ def load(path, setting: str) -> Pack:
 
   def checked(i: int) -> bytes:
     _, size, where = members[i]
-    if size > MAX_BYTES:
-      raise DamagedError(errno.EFBIG, f'larger than {MAX_BYTES} bytes')
+    paths.refuse_large(size)
     try:
       data = read(where, size)
     except _DAMAGE as e:
-      if isinstance(e, OSError) and e.errno:
-        raise  # The disk's fault, not the archive's.
-      raise DamagedError(errno.EIO, f'damaged in the archive: {e}') from e
+      if fault := paths.cause(e):
+        raise fault from None
+      raise paths.DamagedError(errno.EIO, f'damaged in the archive: {e}') from e
     if len(data) != size:
-      raise DamagedError(errno.EIO, 'incomplete in the archive')
+      raise paths.DamagedError(errno.EIO, 'incomplete in the archive')
     return data
 
   return Pack(names=names, sizes=[m[1] for m in members], read=checked)
@@ -190,11 +193,77 @@ def _tar(path, setting):
       f'{setting}: to read {path} where it lies needs indexed_gzip:'
       " pip install 'sjft-jax[packs]'."
     ) from e
-  where = {'filename': str(path)}
-  if paths.in_store(path):
-    where = {'fileobj': path.open('rb')}
-  file = indexed_gzip.IndexedGzipFile(**where, spacing=_SPACING)
-  return _members(file), lambda at, size: file.pread(size, at)
+  packed = path.open('rb') if paths.in_store(path) else _Reopened(path)
+  spacing = max(_SPACING, packed.seek(0, os.SEEK_END) // _POINTS)
+  packed.seek(0)
+  file = indexed_gzip.IndexedGzipFile(
+    fileobj=packed, spacing=spacing, readbuf_size=_AT_A_TIME
+  )
+  members = _members(file)
+  # Its buffer serves the list, as every read begins to unpack at a point; after
+  # an image it would read on, too.
+  return members, _Unpacked(file.detach().pread, 2 * spacing)
+
+
+class _Reopened(io.RawIOBase):
+  """A file of the disk, opened for every read.
+
+  A file with a number indexed_gzip would read by that, in C, and could not tell
+  a fault of the disk from damage.
+  """
+
+  def __init__(self, path):
+    self._part, self._size, self._at = paths.parts(path), path.stat().st_size, 0
+
+  def readable(self):
+    return True
+
+  def seekable(self):
+    return True
+
+  def readinto(self, buffer):
+    data = self._part(self._at, len(buffer))
+    buffer[: len(data)] = data
+    self._at += len(data)
+    return len(data)
+
+  def seek(self, offset, whence=os.SEEK_SET):
+    self._at = offset + (0, self._at, self._size)[whence]
+    return self._at
+
+  def tell(self):
+    return self._at
+
+
+class _Unpacked:
+  """Function of (first byte, count) to unpacked bytes; safe in threads.
+
+  To reach an image, half of what lies between two points is unpacked. Where
+  images are read one after the other, those that follow are kept.
+
+  Args:
+    pread: (count, first byte) -> bytes.
+    ahead: bytes that are unpacked at once then.
+  """
+
+  def __init__(self, pread, ahead):
+    self._pread, self._ahead, self._end = pread, ahead, 0
+    self._lock = threading.Lock()
+    # Threads may be a little behind: the block before the last one, too.
+    self._blocks = collections.deque(maxlen=2)
+
+  def __call__(self, at, size):
+    with self._lock:
+      follows = 0 <= at - self._end <= self._ahead
+      self._end = at + size
+      for start, data in self._blocks:
+        if start <= at and self._end <= start + len(data):
+          return data[at - start : self._end - start]
+      if not follows or size > self._ahead:
+        return self._pread(size, at)
+      data = self._pread(self._ahead, at)
+      self._blocks.append((at, data))
+      return data[:size]
 
 
 def _members(file) -> list[tuple[str, int, int]]:

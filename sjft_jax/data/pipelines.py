@@ -6,7 +6,6 @@ comes out depends on the arguments alone, never on the number of threads.
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -15,8 +14,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from sjft_jax import errors
-from sjft_jax.data import datasets, packs, preprocess
+from sjft_jax import errors, paths
+from sjft_jax.data import datasets, preprocess
 from sjft_jax.processes import cores
 
 # Images a thread takes at a time in a sweep: handing over single small images
@@ -24,7 +23,8 @@ from sjft_jax.processes import cores
 _CHUNK = 32
 _REDRAWS = 100
 # What a reason begins with that another attempt may not find.
-UNREADABLE = 'cannot be read now'
+UNREADABLE = paths.UNREADABLE
+is_transient = paths.is_transient
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +53,7 @@ class Candidates:
   share a list.
 
   Attributes:
-    index: positions in the source, int32 [m].
+    index: positions in the source, int64 [m].
     start: int64 [q].
     stop: int64 [q].
   """
@@ -73,8 +73,6 @@ def sweep(
   crop: int,
   batch: int,
   threads: int,
-  start: int = 0,
-  stop: int | None = None,
   cut: Callable[[np.ndarray, int], np.ndarray] = preprocess.center_crop,
   reduced: bool = False,
 ) -> Iterator[Block]:
@@ -86,8 +84,6 @@ def sweep(
     crop: side in pixels of a crop.
     batch: images per block; the last block is padded.
     threads: that decode; 0 = one per CPU.
-    start: first position.
-    stop: position to stop before; None = all.
     cut: (uint8 [resize, resize, 3], crop) -> what a block holds of the image.
     reduced: decode a JPEG at a part of its size, if that is enough; faster, and
       not quite the same pixels.
@@ -105,7 +101,7 @@ def sweep(
 
   shape = cut(np.zeros((resize, resize, 3), np.uint8), crop).shape
 
-  for images in _batched(each(dataset, load, threads, start, stop), batch):
+  for images in _batched(each(dataset, load, threads), batch):
     block = Block(
       index=np.full(batch, -1, np.int64),
       image=np.zeros((batch, *shape), np.uint8),
@@ -185,16 +181,6 @@ def _stream(items: grain.MapDataset, threads: int, ahead: int) -> Iterator:
     yield from items
 
 
-# A path that leads to no file, whatever the disk does.
-_FOR_GOOD = errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG
-
-
-def is_transient(error: OSError) -> bool:
-  """Whether another attempt to read an image may succeed."""
-  gone = isinstance(error, (FileNotFoundError, packs.DamagedError))
-  return not gone and error.errno not in _FOR_GOOD
-
-
 def refuse_transient(name, reason: str) -> None:
   """Refuses to go on without an image that a later start might read.
 
@@ -237,7 +223,7 @@ def joint(
   source: datasets.Dataset | None,
   candidates: Candidates | None,
   *,
-  seed: int,
+  seed: int | tuple[int, ...],
   steps: int,
   first_step: int = 0,
   micro_batches: int,
@@ -263,13 +249,14 @@ def joint(
 
   Every draw is a function of the seed and the example's number since step 0, so
   that first_step = k gives what a run from 0 gives from step k on. A source
-  image that turns out bad is drawn again.
+  image that turns out bad is drawn again; one that cannot be read now is
+  refused, or the draws would depend on the disk.
 
   Args:
     target: the labelled images; unused if target_batch is 0.
     source: the pool; unused if source_batch is 0.
     candidates: for every target image; None unless both halves are there.
-    seed: of every random choice.
+    seed: of every random choice; one number or several.
     steps: the number of the step to stop before.
     first_step: the number of the step to begin with.
     micro_batches: m, micro-batches in a step.
@@ -297,8 +284,8 @@ def joint(
   Raises:
     ValueError: if the batch sizes, the candidates or the levels do not fit, or
       if the target has too few labels for `most_per_label`.
-    BadImage: while iterating, if a target image is bad, or if 100 draws of a
-      source image all are.
+    UserError: while iterating, if an image cannot be read now, if a target
+      image is bad, or if 100 draws of a source image all are.
   """
   if not (target_batch == source_batch or 0 in (target_batch, source_batch)):
     raise ValueError(
@@ -328,10 +315,16 @@ def joint(
         ]
       else:
         j = rng.integers(len(source))
-      with contextlib.suppress(preprocess.BadImage):
+      try:
         return int(j), cut(source, int(j), rng)
+      except preprocess.BadImage as e:
+        refuse_transient(source.ids[j], str(e))
+        last = f'{source.ids[j]}: {e}'
     whose = f' for {target.ids[i]}' if target_batch else ''
-    raise preprocess.BadImage(f'{_REDRAWS} draws{whose} met bad images only')
+    raise errors.UserError(
+      f'Needed a readable source image{whose}; {_REDRAWS} draws met bad ones '
+      f'only, the last {last}. Restore them, and give the same command again.'
+    )
 
   # Plain seeds would give run s + 1 what run s draws an epoch later.
   order_seed, draw_seed = np.random.SeedSequence(seed).generate_state(2)
@@ -348,7 +341,11 @@ def joint(
       try:
         halves |= _half('target', target, i, cut(target, i, rng))
       except preprocess.BadImage as e:
-        raise preprocess.BadImage(f'{target.ids[i]}: {e}') from e
+        refuse_transient(target.ids[i], str(e))
+        raise errors.UserError(
+          f'{target.ids[i]}: {e}. It could be read when the run began; restore '
+          'it, and give the same command again.'
+        ) from e
     if source_batch:
       halves |= _half('source', source, *draw_source(i, rng))
     return halves

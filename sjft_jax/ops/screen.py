@@ -33,8 +33,8 @@ class Operands:
   Bins come in g groups of d, so that sums are short and round little. The
   products take operands of the type of `left`; all else is float32.
 
-  pixels_gd, centre_gd, log_centre_gd: what turns counts into p - m and
-    log(p + e) - l.
+  share_gd, centre_gd, log_centre_gd: what turns counts into p - m and
+    log(p + e) - l; the share of one pixel, m and l.
   scale_gd, log_scale_gd: sqrt(a) s and sqrt(a) / s.
   left_gnd, right_gnd: what v and u are multiplied by: u_t and v_t of the n = q
     targets, or twice the n = r columns of W.
@@ -46,7 +46,7 @@ class Operands:
     |v_x - WW'v_x|^2 likewise, [4].
   """
 
-  pixels_gd: jax.Array
+  share_gd: jax.Array
   centre_gd: jax.Array
   log_centre_gd: jax.Array
   scale_gd: jax.Array
@@ -72,11 +72,11 @@ def lifted(counts_sd, operands, group, epsilon):
     group: number of the group, int scalar.
     epsilon: e.
   """
-  width = operands.pixels_gd.shape[1]
-  pixels_d, centre_d, log_centre_d, scale_d, log_scale_d = (
+  width = operands.share_gd.shape[1]
+  share_d, centre_d, log_centre_d, scale_d, log_scale_d = (
     value_gd[group]
     for value_gd in (
-      operands.pixels_gd,
+      operands.share_gd,
       operands.centre_gd,
       operands.log_centre_gd,
       operands.scale_gd,
@@ -86,7 +86,9 @@ def lifted(counts_sd, operands, group, epsilon):
   part_sd = jax.lax.dynamic_slice_in_dim(
     counts_sd, group * width, width, axis=1
   )
-  fraction_sd = part_sd.astype(jnp.float32) / pixels_d[None]
+  # A product is rounded alike on every device; a division need not be, and XLA
+  # may make it a product.
+  fraction_sd = part_sd.astype(jnp.float32) * share_d[None]
   log_sd = jnp.log(fraction_sd + epsilon) - log_centre_d[None]
   return (
     (fraction_sd - centre_d[None]) * scale_d[None],

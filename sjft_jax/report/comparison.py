@@ -7,6 +7,12 @@ import numpy as np
 
 from sjft_jax.report import plots, record, wording
 
+# Settings whose tuning may end where it should have gone on. The weight of the
+# source falls from what it is, and to none where that may be chosen.
+_ENDS = ('learning_rate', 'steps', 'initial')
+_BAND = 'Mean over the seeds; band: one standard deviation.'
+_ENDED = 'A seed that ended early, since no K changed, keeps its last value.'
+
 
 def ordered(arms: Mapping) -> dict:
   """The arms with the one that the others are compared to in front."""
@@ -53,8 +59,12 @@ def table(arms) -> list[list[str]]:
 
 
 def _difference(arm) -> str:
-  text = wording.points(arm['difference_mean'])
-  if interval := arm.get('difference_interval'):
+  return _with_interval(arm['difference_mean'], arm.get('difference_interval'))
+
+
+def _with_interval(mean, interval) -> str:
+  text = wording.points(mean)
+  if interval:
     text += ' [{}, {}]'.format(*map(wording.points, interval))
   return text
 
@@ -113,24 +123,33 @@ def figures(workdir, arms) -> Iterator[dict | None]:
     name: [record.read(path / 'results.json') for path in found]
     for name, found in directories.items()
   }
-  note = 'Mean over the seeds; band: one standard deviation.'
-  for name, title, unit, value in (
-    ('arm-accuracy', 'Accuracy over the rounds', 'per cent', _test_percent),
-    ('arm-k', 'Mean K', 'neighbours', _mean_k),
+  settings = {
+    name: record.read(found[0] / 'config.json').get('settings', {})
+    for name, found in directories.items()
+  }
+  note = _BAND
+  for runs in results.values():
+    if len({len(run['rounds']) for run in runs}) > 1:
+      note = f'{_BAND} {_ENDED}'
+  by_images = any(
+    plots.has_k(own) and own.get('budget', {}).get('images')
+    for own in settings.values()
+  )
+  for name, title, unit, value, more in (
+    ('arm-accuracy', 'Accuracy over the rounds', 'per cent', _test_percent, ''),
+    ('arm-k', 'Mean K', 'neighbours', _mean_k, plots.PROPORTION * by_images),
   ):
     lines = []
     for arm, runs in results.items():
-      values = {}
-      for r in (r for run in runs for r in run['rounds']):
-        values.setdefault(r['round'], []).append(value(r))
-      mean = np.array([np.mean(v) for v in values.values()])
-      std = np.array([np.std(v, ddof=len(v) > 1) for v in values.values()])
+      x, value_sm = _by_round(runs, value, settings[arm])
+      mean = value_sm.mean(axis=0)
+      std = value_sm.std(axis=0, ddof=len(runs) > 1)
       lines.append(
-        plots.Line(arms[arm]['title'], [*values], mean, mean - std, mean + std)
+        plots.Line(arms[arm]['title'], x, mean, mean - std, mean + std)
       )
-    yield plots.curves(name, title, 'round', unit, lines, note=note)
+    yield plots.curves(name, title, 'round', unit, lines, note=note + more)
 
-  lines = []
+  lines, note = [], 'Mean over the seeds.'
   for arm, found in directories.items():
     # The first run alone has pretrained; its updates are not the arm's.
     series = [
@@ -138,42 +157,102 @@ def figures(workdir, arms) -> Iterator[dict | None]:
       for path in found
     ]
     series = [points.get('target_loss') or [] for points in series]
-    # Seeds of a killed comparison may be of different lengths.
+    # A seed may have ended early, since no K changed.
     shortest = min(map(len, series))
+    if shortest < max(map(len, series)):
+      note = 'Mean over the seeds, as far as all seeds of an arm go.'
     if shortest:
       mean = np.mean([points[:shortest] for points in series], axis=0)
       lines.append(plots.Line(arms[arm]['title'], *plots.thin(mean, 60)))
-  title, note = 'Loss on the target', 'Mean over the seeds.'
+  title = 'Loss on the target'
   yield plots.curves('arm-loss', title, 'updates', 'nats', lines, note=note)
 
 
 def tuning_table(tuning, arms) -> list[list[str]]:
-  """Head and rows: what every arm was tried with, and what was chosen."""
+  """Head and rows: what every arm was tried with, and what was chosen.
+
+  A choice at the end of what was tried is said to be one, in its cell and in
+  the last. Beside the best with the source stands what it gains on the best
+  without, which decided about borrowing: points, and `gain` of `tuning.tune`.
+  """
   head = ['Arm', 'Learning rate', 'Updates', 'K0', 'Bank', 'Source weight']
-  rows = [[*head, 'Right on folds, %', 'Chosen']]
+  head += ['Right on folds, %', 'Points against the best without a source']
+  rows = [[*head, 'Chosen']]
   for arm, found in tuning.items():
+    borrowing, gain = _gain(found)
     for tried in found['tried']:
       chosen = all(tried.get(k) == v for k, v in found['chosen'].items())
+      ends = {name: end for name in _ENDS if (end := _end(found, name))}
+      ends = ends if chosen else {}
       weight = tried.get('source_weight')
       rows.append(
         [
           arms[arm]['title'],
-          f'{tried["learning_rate"]:g}',
-          wording.count(tried['steps']),
-          wording.count(tried.get('initial')),
+          f'{tried["learning_rate"]:g}' + ends.get('learning_rate', ''),
+          wording.count(tried['steps']) + ends.get('steps', ''),
+          wording.count(tried.get('initial')) + ends.get('initial', ''),
           tried.get('bank', '-'),
           '-' if weight is None else f'{weight:g}',
           wording.percent(np.mean(tried['mean_class_accuracy'])),
-          'yes' if chosen else '-',
+          gain if tried is borrowing else '-',
+          'yes, at an end' if ends else 'yes' if chosen else '-',
         ]
       )
   return rows
 
 
-def _test_percent(r) -> float:
+def _end(found, name) -> str:
+  """What is said of a choice beyond which nothing was tried."""
+  tried = {row[name] for row in found['tried'] if name in row}
+  if len(tried) < 2 or name not in found['chosen']:
+    return ''
+  chosen = found['chosen'][name]
+  largest, smallest = chosen == max(tried), chosen == min(tried)
+  if not largest and not smallest:
+    return ''
+  return f', the {"largest" if largest else "smallest"} tried'
+
+
+def _gain(found) -> tuple[dict | None, str]:
+  """The best that borrows, and what it gains on the best that does not."""
+
+  def worth(row):
+    # As tuning chooses, of equal ones the lower weight.
+    return round(np.mean(row['mean_class_accuracy']), 9), -row['source_weight']
+
+  if not found.get('gain'):
+    return None, '-'
+  rows = found['tried']
+  borrowing = [row for row in rows if row['source_weight']]
+  best = max(borrowing, key=worth)
+  without = max((row for row in rows if not row['source_weight']), key=worth)
+  mean = np.mean(best['mean_class_accuracy']) - np.mean(
+    without['mean_class_accuracy']
+  )
+  text = _with_interval(mean, found['gain'])
+  return best, f'{text}, best of {len(borrowing)}'
+
+
+def _by_round(runs, value, settings) -> tuple[list[int], np.ndarray]:
+  """Rounds, and a value of each by seed, float [seeds, rounds].
+
+  A seed that ended early keeps its last value: a mean over fewer seeds would
+  rise or fall by who is missing.
+  """
+  longest = max((run['rounds'] for run in runs), key=len)
+  rows = []
+  for run in runs:
+    mine = [value(r, settings) for r in run['rounds']]
+    rows.append(mine + mine[-1:] * (len(longest) - len(mine)))
+  return [r['round'] for r in longest], np.array(rows, float)
+
+
+def _test_percent(r, settings) -> float:
+  del settings
   return 100 * r['mean_class_accuracy']
 
 
-def _mean_k(r) -> float:
-  """Mean K of a round, NaN where nothing is borrowed."""
-  return r['mean_k'] if record.borrowed(r) else math.nan
+def _mean_k(r, settings) -> float:
+  """Mean K of a round, NaN where it decides nothing."""
+  shown = record.borrowed(r) and plots.has_k(settings)
+  return r['mean_k'] if shown else math.nan

@@ -6,7 +6,7 @@ import functools
 import cv2
 import numpy as np
 
-from sjft_jax import files, paths, reasons, selection
+from sjft_jax import paths, reasons, round_files, selection
 from sjft_jax.data import preprocess
 from sjft_jax.report import lending, record, wording
 
@@ -39,24 +39,24 @@ def thumbnail(dataset, index) -> dict | None:
   return {'uri': uri, 'width': width, 'height': height}
 
 
-def _nearest(neighbours, drawn, near, target, source, unit) -> list[dict]:
+def _nearest(table, drawn, near, target, source, unit) -> list[dict]:
   """Target images beside their neighbours of some ranks."""
   del drawn, near
-  searched = np.unique(neighbours.target)
+  found_qk = table.index_qk >= 0
+  searched = np.flatnonzero(found_qk.any(axis=1))
   rows = []
   for t in searched[reasons.spread(target.labels[searched], GALLERY_ROWS)]:
-    pairs = neighbours.of(t)
-    index, distance = neighbours.source[pairs], neighbours.distance[pairs]
-    shown = _ranked(index, source)
+    shown = _ranked(table.index_qk[t, found_qk[t]], source)
     for image in shown:
-      image['note'] = f'{distance[image["place"]]:#.3g}{unit}'
+      distance = table.distance_qk[t, image['place']]
+      image['note'] = f'{distance:#.3g}{unit}'
     rows.append({'head': _head(target, t), 'title': '', 'images': shown})
   return rows
 
 
-def _common(neighbours, drawn, near, target, source) -> list[dict]:
+def _common(table, drawn, near, target, source) -> list[dict]:
   """Target images beside what the images of their class have in common."""
-  del neighbours
+  del table
   rows, seen = [], set()
   for t in reasons.spread(target.labels, GALLERY_ROWS):
     label = target.labels[t]
@@ -73,9 +73,9 @@ def _common(neighbours, drawn, near, target, source) -> list[dict]:
   return rows
 
 
-def _classes(neighbours, drawn, near, target, source) -> list[dict]:
+def _classes(table, drawn, near, target, source) -> list[dict]:
   """The source classes with the largest share of near images, and these."""
-  del neighbours
+  del table
   selected, near_n = selection.selected(drawn), selection.selected(near)
   # To how many target images each source image is near.
   times_n = np.zeros(len(source), int)
@@ -126,7 +126,7 @@ def _image(source, s, place) -> dict:
   }
 
 
-# (neighbours, what may be drawn, what is near, target, source) -> rows.
+# (`tables.Table`, what may be drawn, what is near, target, source) -> rows.
 GALLERIES = {
   'neighbours': functools.partial(_nearest, unit='\N{NO-BREAK SPACE}nats'),
   'features': functools.partial(_nearest, unit=''),
@@ -135,15 +135,18 @@ GALLERIES = {
 }
 
 
-def hardest(path, next_k_q, target) -> dict:
-  """The target images with the largest next K, wrong and unsure ones first."""
-  with (
-    files.opened(path) as file,
-    np.load(file, allow_pickle=False) as stored,
-  ):
-    ids, labels, probability = (
-      stored[f'train_{name}'] for name in ('id', 'label', 'probability')
-    )
+def hardest(directory, next_k_q, target) -> dict:
+  """The target images with the largest next K, wrong and unsure ones first.
+
+  Args:
+    directory: of the round that has answered.
+    next_k_q: K in the next one, int [q].
+    target: the target training images.
+  """
+  answers = round_files.posteriors(directory)
+  ids, labels, probability = (
+    answers[f'train_{name}'] for name in ('id', 'label', 'probability')
+  )
   place = {name: i for i, name in enumerate(target.ids.tolist())}
   index = np.array([place[name] for name in ids.tolist()], int)
   tiny = np.finfo(probability.dtype).tiny

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from sjft_jax.report import plots, record, wording
+from sjft_jax import round_files
+from sjft_jax.report import plots, wording
 
 SHOWN = 12
 _DRAWN = 400  # classes; the cells of more are smaller than a pixel
@@ -17,7 +18,7 @@ def context(directory) -> dict | None:
   Returns:
     `plot`, None of very many classes, and `table`, the most frequent mistakes.
   """
-  names, count_cc = record.confusion(directory / 'confusion.csv')
+  names, count_cc = round_files.confusion(directory)
   total_c = count_cc.sum(axis=1) if len(names) else np.zeros(0, int)
   if not total_c.any():
     return None

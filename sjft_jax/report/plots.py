@@ -22,6 +22,13 @@ from sjft_jax.report import wording
 INK, RULE = '#010101', '#020202'
 SERIES = tuple(f'#0303{i:02x}' for i in range(1, 7))
 MARKERS = tuple(zip('os^DvP', '●■▲◆▼✚', strict=True))
+# A curve of more points has so many markers. Colours alone come again, and not
+# everybody can tell them apart.
+FEW, MARKED = 12, 8
+# Of a plot of K, with budget.images.
+PROPORTION = (
+  ' Where budget.images says how many are selected, K is only the proportion.'
+)
 THEME = {INK: 'currentColor', RULE: 'var(--rule)'} | {
   colour: f'var(--s{i})' for i, colour in enumerate(SERIES, 1)
 }
@@ -92,19 +99,26 @@ def curves(
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
     for x in starts:
       axes.axvline(x, color=RULE, linewidth=0.8)
-    for line, (colour, (marker, _)) in style:
+    for i, (line, (colour, (marker, _))) in enumerate(style):
       if line.low is not None:
         axes.fill_between(
           line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0
         )
+      n = len(line.x)
+      step = max(1, round(n / MARKED)) if n > FEW else 1
+      # Each a little later than the last, so that none hides another.
       axes.plot(
-        line.x, line.y, color=colour, marker=marker if len(line.x) <= 12 else ''
+        line.x,
+        line.y,
+        color=colour,
+        marker=marker,
+        markevery=(i * step // len(style), step),
       )
 
   alt = [f'{title} in {y_label} by {x_label}.']
   for line, _ in style:
-    y = line.y if len(line.y) <= 12 else [line.y[0], line.y[-1]]
-    joint = ', ' if len(line.y) <= 12 else ' to '
+    y = line.y if len(line.y) <= FEW else [line.y[0], line.y[-1]]
+    joint = ', ' if len(line.y) <= FEW else ' to '
     alt.append(f'{line.label}: {joint.join(wording.short(v) for v in y)}.')
   key = [
     (SERIES.index(colour) + 1, glyph, line.label)
@@ -189,6 +203,18 @@ def bars(name, title, x_label, y_label, bar_n, line_n, labels, starts) -> dict:
     'key': key,
     'svg': _svg(name, alt, 1.5, paint),
   }
+
+
+def has_k(settings) -> bool:
+  """Whether K decides what a run with these settings borrows.
+
+  Args:
+    settings: of its config.json; those it lacks are as by default.
+  """
+  images = settings.get('budget', {}).get('images', 0)
+  rule = settings.get('selection', 'neighbours')
+  # Random images are as many as K makes them, or as many as are asked for.
+  return rule not in ('all', 'none') and not (rule == 'random' and images)
 
 
 def thin(points, most) -> np.ndarray:

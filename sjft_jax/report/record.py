@@ -2,23 +2,17 @@
 
 import contextlib
 import csv
-import dataclasses
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from sjft_jax import files, paths
 
 
 def read(path) -> dict:
   """A JSON object; empty where the file is missing."""
-  return files.read_json(path) if path.exists() else {}
+  return files.read_json(path, {})
 
 
 def csv_rows(path) -> list[dict]:
@@ -80,30 +74,6 @@ def run_directories(workdir, arm) -> list:
   return [found[seed] for seed in sorted(found)]
 
 
-def budget(path, target) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """K in a round and in the next, int [q], and entropy; by target position."""
-  place = {name: i for i, name in enumerate(target.ids.tolist())}
-  k_q, next_k_q = np.zeros((2, len(target)), int)
-  entropy_q = np.full(len(target), np.nan)
-  for row in csv_rows(path):
-    i = place[row['target_id']]
-    k_q[i] = int(row['k'])
-    next_k_q[i] = int(row.get('next_k') or row['k'])
-    entropy_q[i] = float(row.get('entropy') or np.nan)
-  return k_q, next_k_q, entropy_q
-
-
-def confusion(path) -> tuple[list[str], np.ndarray]:
-  """Classes, and test images by true class and answer, int [c, c]."""
-  if not path.exists():
-    return [], np.zeros((0, 0), int)
-  with files.opened_text(path) as file:
-    _, *rows = csv.reader(file)
-  return [name for name, *_ in rows], np.array(
-    [list(map(int, counts)) for _, *counts in rows]
-  )
-
-
 def losses(
   path, pretraining=True
 ) -> tuple[dict[str, list[tuple[int, float]]], list[int]]:
@@ -130,48 +100,3 @@ def losses(
       if rows[last].get(name) is not None:
         points[name].append((done + step, rows[last][name]))
   return points, starts
-
-
-@dataclasses.dataclass(frozen=True)
-class Neighbours:
-  """Every pair of the table, by target and then by rank; int [pairs]."""
-
-  target: np.ndarray  # position in the target set
-  source: np.ndarray  # position in the pool
-  rank: np.ndarray  # 0 = nearest
-  distance: np.ndarray  # nats
-
-  def of(self, target: int) -> slice:
-    """The pairs of one target image."""
-    return slice(*np.searchsorted(self.target, [target, target + 1]))
-
-  def table(self, targets: int) -> np.ndarray:
-    """Source positions by target and rank, int64 [q, k]; -1 = none."""
-    index_qk = np.full((targets, self.rank.max(initial=-1) + 1), -1, np.int64)
-    index_qk[self.target, self.rank] = self.source
-    return index_qk
-
-
-def neighbours(path, target, source) -> Neighbours:
-  """The neighbour table with positions for ids."""
-  with files.opened(path) as file:
-    table = pq.read_table(file)
-
-  def positions(name, dataset):
-    column = table[name].cast(pa.string())
-    place = pc.index_in(column, value_set=pa.array(dataset.ids))
-    if place.null_count:
-      raise ValueError(
-        f'{place.null_count} of {len(place)} values of {name} in {path} are '
-        f'not among the {len(dataset)} ids of {dataset.name}.'
-      )
-    return place.to_numpy().astype(np.int64)
-
-  columns = (
-    positions('target_id', target),
-    positions('source_id', source),
-    table['rank'].to_numpy(),
-    table['distance'].to_numpy(),
-  )
-  order = np.lexsort((columns[2], columns[0]))
-  return Neighbours(*(column[order] for column in columns))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from sjft_jax import features, selection, suspects
+from sjft_jax import features, round_files, selection, suspects, tables
 from sjft_jax.report import (
   galleries,
   lending,
@@ -29,9 +29,8 @@ def context(workdir, target, source) -> dict:
     (workdir / 'rounds').glob('[0-9]*'), key=lambda path: int(path.name)
   )
   budgets = [
-    record.budget(path, target)
-    for path in (folder / 'budget.csv' for folder in folders)
-    if path.exists()
+    round_files.budget(folder, target)
+    for folder in filter(round_files.finished, folders)
   ]
   certificate = record.read(workdir / 'selection' / 'certificate.json')
   shown = {
@@ -61,12 +60,10 @@ def context(workdir, target, source) -> dict:
     c = ConfigDict(settings)
     k_q = np.full(len(target), c.budget.initial)
     k_q = budgets[-1][0] if budgets else k_q
-    neighbours = record.neighbours(pairs, target, source)
+    table = tables.read(pairs, target.ids, source.ids)
     by_feature = record.read(workdir / 'selection' / features.NAME)
     bad = (certificate | by_feature).get('unreadable', ())
-    found = selection.what_was_found(
-      c, target, source, neighbours.table(len(target)), bad
-    )
+    found = selection.what_was_found(c, target, source, table.index_qk, bad)
     drawn = selection.drawn(c, found, target.ids, k_q)
     counts, borrowing = lending.borrowing(drawn, target, source)
     lent = counts | lent
@@ -74,18 +71,18 @@ def context(workdir, target, source) -> dict:
     shown |= borrowing | {
       'rule': c.selection,
       'gallery': galleries.GALLERIES[c.selection](
-        neighbours, drawn, near_q, target, source
+        table, drawn, near_q, target, source
       ),
       'near': near.context(workdir / 'selection', target, source),
     }
   shown['facts'] = _facts(results, data, lent)
   shown['sources'] = wording.typeset_table(lending.source_table(lent, data))
-  posteriors = [p for f in folders if (p := f / 'posteriors.npz').exists()]
-  if posteriors:
+  answered = list(filter(round_files.answered, folders))
+  if answered:
     # K says nothing of a run that borrows nothing.
-    grows = budgets and record.borrowed(lent)
+    grows = budgets and record.borrowed(lent) and plots.has_k(settings)
     next_k_q = budgets[-1][1] if grows else np.zeros(len(target), int)
-    shown['hardest'] = galleries.hardest(posteriors[-1], next_k_q, target)
+    shown['hardest'] = galleries.hardest(answered[-1], next_k_q, target)
   return shown
 
 
@@ -99,9 +96,16 @@ def _facts(results, data, lent) -> list[tuple[str, str]]:
   if results.get('fused') and len(rounds) > 1:
     value = wording.percent(results['fused']['mean_class_accuracy'])
     facts.append((f'{value} %', 'mean class accuracy, rounds fused'))
+  if results.get('weight_fused') and len(rounds) > 1:
+    value = wording.percent(results['weight_fused']['mean_class_accuracy'])
+    label = 'mean class accuracy, weights of the rounds averaged'
+    facts.append((f'{value} %', label))
   if results.get('distilled'):
     value = wording.percent(results['distilled']['mean_class_accuracy'])
     facts.append((f'{value} %', 'mean class accuracy, distilled into one'))
+  if results.get('settled'):
+    trained = f'{len(rounds)} round{"" if len(rounds) == 1 else "s"}'
+    facts.append((trained, results['settled']))
   if 'target' in data:
     classes = len(data['target']['classes'])
     label = f'labelled target images of {classes} classes'
@@ -138,8 +142,11 @@ def _run_plots(workdir, results, budgets) -> Iterator[dict | None]:
   if budgets:
     k_mq, _, entropy_mq = map(np.stack, zip(*budgets, strict=True))
   rounds = results.get('rounds', [])
-  # K says nothing of a run that borrows nothing.
-  if not (rounds and record.borrowed(rounds[-1])):
+  settings = record.read(workdir / 'config.json').get('settings', {})
+  images = settings.get('budget', {}).get('images')
+  # K says nothing of a run that borrows nothing, or all there is.
+  lent = rounds and record.borrowed(rounds[-1])
+  if not (lent and plots.has_k(settings)):
     k_mq = None
   x = [r['round'] for r in rounds]
 
@@ -158,15 +165,29 @@ def _run_plots(workdir, results, budgets) -> Iterator[dict | None]:
   yield plots.curves('accuracy', 'Accuracy', 'round', 'per cent', lines)
 
   note = 'Mean over the target images; band: 10th to 90th percentile.'
-  for name, title, unit, value_mq in (
-    ('k', 'K, the neighbours a target image draws from', 'neighbours', k_mq),
-    ('entropy', 'Entropy, the doubt about training images', 'nats', entropy_mq),
+  title_k, of_k = 'K, the neighbours a target image draws from', ''
+  if images:
+    title_k, of_k = 'K, by which target images share', plots.PROPORTION
+  for name, title, unit, value_mq, more in (
+    ('k', title_k, 'neighbours', k_mq, of_k),
+    (
+      'entropy',
+      'Entropy, the doubt about training images',
+      'nats',
+      entropy_mq,
+      '',
+    ),
   ):
     if value_mq is not None and np.isfinite(value_mq).all():
       low, high = np.percentile(value_mq, [10, 90], axis=1)
       mean = value_mq.mean(axis=1)
       line = plots.Line('mean', range(len(mean)), mean, low, high)
-      yield plots.curves(name, title, 'round', unit, [line], note=note)
+      plot = plots.curves(name, title, 'round', unit, [line], note=note + more)
+      if plot and name == 'k':
+        # So many images of whole classes are drawn at any K.
+        fixed = images and settings.get('selection') == 'classes'
+        plot['grows'] = mean[-1] > mean[0] and not fixed
+      yield plot
 
   yield _loss_curves(workdir / 'metrics.jsonl')
 

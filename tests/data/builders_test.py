@@ -1,8 +1,11 @@
 """Each builder on a tiny archive in the layout of the original."""
 
+import errno
 import hashlib
 import io
 import itertools
+import os
+import pathlib
 import sys
 import tarfile
 import types
@@ -16,8 +19,10 @@ from PIL import Image
 
 from sjft_jax import prepare
 from sjft_jax.data import datasets, recorded
+from sjft_jax.data.builders import archives
 from sjft_jax.data.builders.indoor67 import indoor67_dataset_builder
 from sjft_jax.errors import UserError
+from tests.data import faults
 
 _COUNTER = itertools.count()
 
@@ -373,6 +378,19 @@ class Killed(BaseException):
   """Nothing catches it."""
 
 
+@pytest.fixture
+def small_caltech(tmp_path, monkeypatch):
+  """(data_dir, manual_dir) of nine images, two to a file."""
+  builder = prepare.builder_class('caltech256')
+  monkeypatch.setattr(builder, 'COUNTS', {'train': 9})
+  monkeypatch.setattr(builder, 'CLASSES', 3)
+  monkeypatch.setattr(builder, 'DIGESTS', {})
+  monkeypatch.setattr(recorded, 'PER_SHARD', 2)
+  (tmp_path / 'manual').mkdir()
+  caltech256(tmp_path / 'manual')
+  return tmp_path / 'data', tmp_path / 'manual'
+
+
 def test_a_killed_preparation_goes_on_after_its_last_file(
   written, tmp_path, monkeypatch
 ):
@@ -401,6 +419,92 @@ def test_a_killed_preparation_goes_on_after_its_last_file(
   assert prepare.prepare(name, tmp_path / 'data', manual_dir) == whole
   # The first file, of two images, was kept.
   assert len(seen) == sum(map(len, splits.values())) - 2
+
+
+@pytest.mark.parametrize('after', [False, True])
+def test_a_kill_while_a_set_gets_its_name_loses_nothing(
+  small_caltech, monkeypatch, after
+):
+  data, manual = small_caltech
+  rename = pathlib.Path.rename
+
+  def killed(self, other):
+    if after:
+      rename(self, other)
+    raise Killed
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, 'rename', killed)
+    with pytest.raises(Killed):
+      prepare.prepare('caltech256', data, manual)
+  shards = {p.name: p.stat().st_mtime_ns for p in data.rglob('*array_record*')}
+  found = prepare.prepare('caltech256', data, manual)
+  assert found['train'][0] == 9
+  assert len(shards) == 5
+  assert shards == {
+    p.name: p.stat().st_mtime_ns for p in data.rglob('*array_record*')
+  }
+
+
+@pytest.mark.parametrize('number', [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_what_was_written_is_kept_while_an_archive_cannot_be_read(
+  small_caltech, monkeypatch, number
+):
+  data, manual = small_caltech
+  (archive,) = manual.iterdir()
+  members, passes = archives._members, []
+
+  def failing(opened):
+    passes.append(opened)
+    for i, member in enumerate(members(opened)):
+      # The first pass is for the names of the classes.
+      if len(passes) == 2 and i == 6:
+        raise OSError(number, os.strerror(number))
+      yield member
+
+  with monkeypatch.context() as patch:
+    patch.setattr(archives, '_members', failing)
+    with pytest.raises(UserError, match='cannot be read now') as e:
+      prepare.prepare('caltech256', data, manual)
+  assert os.strerror(number) in str(e.value)
+  assert '\n' not in str(e.value)
+  kept = {p.name for p in data.rglob('*array_record-*') if p.name[0] != '.'}
+  assert kept
+  # Nor is it lost while the archive is away.
+  archive.rename(manual / 'away')
+  with pytest.raises(UserError, match='is not there'):
+    prepare.prepare('caltech256', data, manual)
+  (manual / 'away').rename(archive)
+  times = {p: p.stat().st_mtime_ns for p in data.rglob('*array_record-*')}
+  assert kept <= {p.name for p in times}
+  prepare.prepare('caltech256', data, manual)
+  after = {p.name: p.stat().st_mtime_ns for p in data.rglob('*array_record-*')}
+  assert all(after[p.name] == t for p, t in times.items() if p.name in kept)
+
+
+@pytest.mark.parametrize('number', [errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize('good', [0, 600])
+@pytest.mark.parametrize('kind', ['x.zip', 'x.tar', 'x.tar.gz'])
+def test_an_archive_whose_disk_is_away_is_not_called_damaged(
+  tmp_path, monkeypatch, kind, good, number
+):
+  path, content = tmp_path / kind, {f'{i}.jpg': picture() for i in range(9)}
+  if kind == 'x.zip':
+    with zipfile.ZipFile(path, 'w') as archive:
+      for name, data in content.items():
+        archive.writestr(name, data)
+  else:
+    write_tar(path, content)
+  assert dict(archives.read(path)) == content
+
+  def failing(self, *args):
+    return faults.opened(self, number, good)
+
+  monkeypatch.setattr(pathlib.Path, 'open', failing)
+  with pytest.raises(UserError, match=f'{kind} cannot be read now'):
+    list(archives.read(path))
+  with pytest.raises(UserError, match=f'{kind} cannot be read now'):
+    archives.check_digest(path, '0' * 32)
 
 
 def test_what_a_killed_preparation_left_of_other_archives_is_not_used(

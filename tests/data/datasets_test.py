@@ -1,6 +1,9 @@
+import contextlib
+import errno
 import io
 import os
 import sys
+import threading
 import types
 import unicodedata
 
@@ -9,8 +12,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sjft_jax import errors
-from sjft_jax.data import datasets
+from sjft_jax import errors, paths
+from sjft_jax.data import datasets, pipelines
 from tests import store
 
 
@@ -112,6 +115,28 @@ def test_folders_around_the_classes_are_left_out(tmp_path, bucket):
     assert deep.read(1) == b'x'
 
 
+@pytest.mark.parametrize('deep', ['', 'set/'])
+def test_an_image_beside_the_classes_does_not_make_one_of_them(
+  tmp_path, bucket, deep
+):
+  names = (f'{deep}all/a/1.jpg', f'{deep}all/b/x/2.jpg', f'{deep}all/3.jpg')
+  _write(tmp_path / 'set', *names)
+  store.fill(bucket, 'b', tmp_path / 'set')
+  for place in (tmp_path / 'set', 'gs://b/'):
+    with pytest.raises(errors.UserError, match=r'all/3\.jpg .*move it') as e:
+      _pool(place)
+    assert '\n' not in str(e.value)
+  # Of a test set it may be a class; and what has no classes in it is one.
+  _write(tmp_path, 'train/all/1.jpg', 'train/other/1.jpg')
+  spec = {
+    'train': str(tmp_path / 'train'),
+    'test': str(tmp_path / 'set' / deep),
+  }
+  assert set(datasets.open_target(spec, seed=0)[1].labels) == {0}
+  _write(tmp_path, 'one/a/1.jpg', 'one/a/x/2.jpg', 'one/a/x/3.jpg')
+  assert _pool(tmp_path / 'one').classes == ('main:a',)
+
+
 def test_images_may_have_any_of_a_jpegs_suffixes(tmp_path):
   _write(tmp_path, 'a/1.JFIF', 'a/2.jpe', 'a/3.Jpeg', 'a/4.jpg')
   assert len(_pool(tmp_path)) == 4
@@ -205,8 +230,8 @@ def test_a_csv_lists_images_and_labels(tmp_path):
     ('path,label\n', 'lists no image'),
     ('path,label\nim/1.jpg\n', 'line 2 .* lacks a path or a label'),
     ('path,label\nim/1.jpg,a\n../x.jpg,a\n', 'line 3 .* leads out'),
-    ('path,label\n/im/1.jpg,a\n', 'leads out'),
-    ('path,label\nim/1.jpg,a\nim//1.jpg,b\n', 'a second time'),
+    ('path,label\n/im/1.jpg,a\n', '/im/1.jpg, an absolute path'),
+    ('path,label\nim/1.jpg,a\nim//1.jpg,b\n', 'a second time, after line 2'),
     ('path,label\n"im/1.jpg,a\n', 'is none'),
   ],
 )
@@ -254,13 +279,54 @@ def test_a_csv_in_a_store_is_the_one_on_disk(tmp_path, bucket):
 @pytest.mark.parametrize(
   'name', ['../x.jpg', 'im/../../x.jpg', '/b/x.jpg', '../set2/x.jpg', '..']
 )
-def test_a_csv_in_a_store_does_not_lead_out_of_its_folder(
-  tmp_path, bucket, name
-):
+def test_a_csv_does_not_lead_out_of_its_folder(tmp_path, bucket, name):
   path = _csv(tmp_path, f'path,label\n{name},a\n')
   store.fill(bucket, 'b/set', path.parent)
-  with pytest.raises(errors.UserError, match='leads out'):
-    _pool(f's3://b/set/{path.name}')
+  for place in (path, f's3://b/set/{path.name}'):
+    with pytest.raises(errors.UserError, match=r'leads out|an absolute'):
+      _pool(place)
+
+
+def test_the_images_of_a_linked_csv_lie_beside_the_link(tmp_path, monkeypatch):
+  # As in a cache of downloads, where every file is a link to what is kept
+  # elsewhere by another name.
+  _write(tmp_path, 'kept/0a', data=b'path,label\nim/1.jpg,a\nim/2.jpg,b\n')
+  _write(tmp_path, 'kept/0b', 'kept/im/1.jpg', data=b'other')
+  _write(tmp_path, 'set/im/1.jpg', data=b'one')
+  (tmp_path / 'set/im/2.jpg').symlink_to(tmp_path / 'kept/0b')
+  (tmp_path / 'set/list.csv').symlink_to(tmp_path / 'kept/0a')
+  monkeypatch.chdir(tmp_path)
+  for path in (
+    tmp_path / 'set/list.csv',
+    'set/list.csv',
+    'kept/../set/list.csv',
+  ):
+    pool = _pool(path)
+    assert [pool.read(i) for i in range(2)] == [b'one', b'other']
+    assert pool.sizes.tolist() == [3, 5]
+
+
+def test_a_csv_does_not_lead_out_of_its_folder_by_a_link(tmp_path):
+  _write(tmp_path, 'away/deep/0.jpg', 'away/1.jpg', data=b'secret')
+  path = _csv(tmp_path / 'set', 'path,label\nlink/../1.jpg,a\n')
+  (path.parent / 'link').symlink_to(tmp_path / 'away/deep')
+  with pytest.raises(FileNotFoundError):
+    _pool(path).read(0)
+
+
+def test_an_image_that_is_too_large_is_not_read(tmp_path, bucket, monkeypatch):
+  monkeypatch.setattr(paths, 'MAX_BYTES', 10)
+  _write(tmp_path, 'a/1.tiff', data=bytes(11))
+  _write(tmp_path, 'a/2.tiff', data=bytes(10))
+  _write(tmp_path, 'a/3.tiff', data=b'')
+  store.fill(bucket, 'b', tmp_path)
+  for place in (tmp_path, 'gs://b/'):
+    pool = _pool(place)
+    found = dict(pipelines.find_bad(pool, threads=1))
+    assert 'larger than 10 bytes' in found[0]
+    assert not found[0].startswith(pipelines.UNREADABLE)
+    assert pool.read(1) == bytes(10)
+    assert pool.read(2) == b''
 
 
 def test_prepared_sets_must_lie_on_a_disk(bucket):
@@ -375,6 +441,31 @@ def test_folds_share_the_training_images_and_open_no_others(tmp_path):
 def test_unusable_targets_get_one_clear_line(tmp_path, change, message):
   with pytest.raises(errors.UserError, match=message):
     datasets.open_target(_folders(tmp_path) | change, seed=0)
+
+
+def test_classes_are_parted_in_one_pass_in_the_order_of_their_ids():
+  class Counted(np.ndarray):
+    def __getitem__(self, index):
+      looks.append(1)
+      return super().__getitem__(index)
+
+  looks, rng = [], np.random.default_rng(0)
+  labels = rng.permutation(np.repeat([0, 1, 2, 4], [1, 50, 9, 30]))
+  dataset = datasets.Dataset(
+    name='x',
+    classes=tuple('abcde'),
+    ids=np.array([f'x:{i}' for i in rng.permutation(90)]),
+    labels=labels.astype(np.int32).view(Counted),
+    sizes=np.ones(90, int),
+    read=lambda i: b'',
+  )
+  found = dict(datasets._by_class(dataset))
+  assert len(looks) == 1
+  order = sorted(range(90), key=lambda i: dataset.ids[i])
+  assert {name: index.tolist() for name, index in found.items()} == {
+    name: [i for i in order if labels[i] == label]
+    for label, name in enumerate('abcde')
+  }
 
 
 def test_packaged_digits():
@@ -538,23 +629,112 @@ def test_tfds_is_read_without_tensorflow(prepared):
   assert 'tensorflow' not in sys.modules
 
 
-def test_images_without_labels_are_refused(monkeypatch):
-  info = types.SimpleNamespace(
-    splits={'test': 2},
-    features={
-      'image': None,
-      'label': types.SimpleNamespace(names=['cat', 'dog']),
-    },
-    version='1',
-  )
-  records = [{'image': b'x', 'label': label} for label in (0, -1)]
-  builder = types.SimpleNamespace(
-    info=info, as_data_source=lambda *args, **kwargs: records
-  )
-  monkeypatch.setattr(tfds, 'builder', lambda *args, **kwargs: builder)
-  spec = {'kind': 'tfds', 'name': 'any', 'dir': '', 'split': 'test'}
+@pytest.fixture
+def of_records(tmp_path, monkeypatch):
+  """Function of labels, names and features to the pool of such a TFDS set."""
+  reads = []
+
+  def make(labels, names=('cat', 'dog'), **features):
+    features = {
+      'image': tfds.features.Image(),
+      'label': tfds.features.ClassLabel(names=names),
+    } | features
+    records = [{'image': b'x', 'label': label} for label in labels]
+    info = types.SimpleNamespace(
+      splits={'test': 2}, features=features, full_name='any/1.0.0'
+    )
+
+    class Records(list):
+      def __getitem__(self, i):
+        reads.append(i)
+        return super().__getitem__(i)
+
+      def __iter__(self):
+        return map(self.__getitem__, range(len(self)))
+
+    builder = types.SimpleNamespace(
+      info=info,
+      data_dir=str(shard.parent),
+      as_data_source=lambda *args, **kwargs: Records(records),
+    )
+    monkeypatch.setattr(tfds, 'builder', lambda *args, **kwargs: builder)
+    spec = {'kind': 'tfds', 'name': 'any', 'dir': '', 'split': 'test'}
+    return datasets.open_pool({'main': spec})
+
+  shard = tmp_path / 'any' / 'any-test.array_record-00000-of-00001'
+  _write(tmp_path, shard)
+  make.reads, make.shard = reads, shard
+  monkeypatch.setattr(datasets, '_opened', {})
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  return make
+
+
+@pytest.mark.parametrize('labels', [(0, -1), (-1, -1), ()])
+def test_images_without_labels_are_refused(of_records, labels):
   with pytest.raises(errors.UserError, match='needs images with labels'):
-    datasets.open_pool({'main': spec})
+    of_records(labels)
+
+
+@pytest.mark.parametrize(
+  ('feature', 'kind'),
+  [
+    ('label', tfds.features.Scalar(dtype=np.int64)),
+    ('label', tfds.features.Text()),
+    ('label', tfds.features.Sequence(tfds.features.ClassLabel(num_classes=2))),
+    ('image', tfds.features.Tensor(shape=(2, 2, 3), dtype=np.uint8)),
+  ],
+)
+def test_other_features_are_refused_before_they_are_read(
+  of_records, feature, kind
+):
+  said = rf'image \(Image\) .*{feature} \({type(kind).__name__}\)'
+  with pytest.raises(errors.UserError, match=said) as e:
+    of_records((0, 1), **{feature: kind})
+  assert '\n' not in str(e.value)
+  assert not of_records.reads
+
+
+def test_names_that_no_image_has_are_no_classes(of_records):
+  pool = of_records((3, 1, 3), names=tuple('abcde'))
+  assert pool.classes == ('main:b', 'main:d')
+  assert pool.labels.tolist() == [1, 0, 1]
+  assert pool.labels.dtype == np.int32
+  os.utime(of_records.shard, ns=(1, 1))
+  assert of_records((1, 0)).classes == ('main:cat', 'main:dog')
+
+
+def test_the_images_of_a_prepared_set_are_read_once_to_list_them(
+  of_records, monkeypatch
+):
+  first = of_records((0, 1, 1))
+  assert of_records.reads == [0, 1, 2]
+  again = of_records((0, 1, 1))
+  monkeypatch.setattr(datasets, '_opened', {})  # Another process.
+  later = of_records((0, 1, 1))
+  assert of_records.reads == [0, 1, 2]
+  assert first.digest == again.digest == later.digest
+  assert later.read(1) == b'x'
+  # What says that they are other records: a file's time, or their number.
+  os.utime(of_records.shard, ns=(1, 1))
+  assert of_records((1, 0, 0)).labels.tolist() == [1, 0, 0]
+  monkeypatch.setattr(datasets, '_opened', {})
+  assert len(of_records((1, 0))) == 2
+
+
+@pytest.mark.parametrize('damage', [b'', b'no archive', None])
+def test_a_cache_that_cannot_be_used_is_none(of_records, monkeypatch, damage):
+  digest = of_records((0, 1)).digest
+  (kept,) = (paths.cache() / 'tfds').iterdir()
+  kept.unlink()
+  if damage is None:
+    kept.mkdir()
+  else:
+    kept.write_bytes(damage)
+  monkeypatch.setattr(datasets, '_opened', {})
+  assert of_records((0, 1)).digest == digest
+  monkeypatch.setattr(datasets, '_opened', {})
+  monkeypatch.setenv('XDG_CACHE_HOME', os.devnull)
+  assert of_records((0, 1)).digest == digest
 
 
 def test_a_folder_that_cannot_be_opened_stops_the_run(tmp_path, monkeypatch):
@@ -569,8 +749,116 @@ def test_a_folder_that_cannot_be_opened_stops_the_run(tmp_path, monkeypatch):
     return scan(path)
 
   monkeypatch.setattr(os, 'scandir', closed)
-  with pytest.raises(errors.UserError, match='deep cannot be opened'):
+  with pytest.raises(errors.UserError, match='deep cannot be read now'):
     datasets.open_pool({'main': {'dir': str(tmp_path)}})
+
+
+def _failing(monkeypatch, name, number=errno.EIO):
+  """Whoever asks the disk about a path of this ending gets an error."""
+  ask = os.stat
+
+  def stat(path, *args, **kwargs):
+    if str(path).endswith(name):
+      raise OSError(number, os.strerror(number), str(path))
+    return ask(path, *args, **kwargs)
+
+  monkeypatch.setattr(os, 'stat', stat)
+
+
+@pytest.mark.parametrize('number', [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize('listed', [False, True])
+def test_a_size_that_is_not_known_now_is_refused_by_name(
+  tmp_path, monkeypatch, listed, number
+):
+  text = 'path,label\nim/1.jpg,a\nim/2.jpg,a\n'
+  path = _csv(tmp_path, text) if listed else tmp_path
+  if not listed:
+    _write(tmp_path, 'im/1.jpg', 'im/2.jpg')
+  digest = _pool(path).digest
+  with monkeypatch.context() as patch:
+    _failing(patch, '2.jpg', number)
+    with pytest.raises(errors.UserError, match=r'im/2.jpg cannot be read now'):
+      _pool(path)
+  assert _pool(path).digest == digest
+
+
+def test_a_path_that_leads_nowhere_for_good_is_a_missing_image(
+  tmp_path, monkeypatch
+):
+  _write(tmp_path, 'a/1.jpg', 'a/2.jpg')
+  for number in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG):
+    with monkeypatch.context() as patch:
+      _failing(patch, '2.jpg', number)
+      assert _pool(tmp_path).sizes.tolist() == [1, -1]
+
+
+def test_a_class_whose_disk_is_away_is_no_class_less(tmp_path, monkeypatch):
+  _write(tmp_path / 'set', 'a/1.jpg')
+  _write(tmp_path / 'disk', 'b/2.jpg')
+  (tmp_path / 'set/b').symlink_to(tmp_path / 'disk/b')
+  assert _pool(tmp_path / 'set').classes == ('main:a', 'main:b')
+  scan = os.scandir
+
+  class Away:
+    """An entry of a listing of which the disk tells no more."""
+
+    def __init__(self, entry):
+      self.name, self.path = entry.name, entry.path
+
+    def is_dir(self):
+      raise OSError(errno.ESTALE, 'Stale file handle', self.path)
+
+  @contextlib.contextmanager
+  def listed(path):
+    with scan(path) as entries:
+      yield [Away(e) if e.name == 'b' else e for e in entries]
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'scandir', listed)
+    for root in ('set', 'disk', '.'):
+      with pytest.raises(errors.UserError, match=r'/b cannot be read now .Sta'):
+        _pool(tmp_path / root)
+  (tmp_path / 'disk/b/2.jpg').unlink()
+  (tmp_path / 'disk/b').rmdir()
+  with pytest.raises(errors.UserError, match='set/b is a link that leads nowh'):
+    _pool(tmp_path / 'set')
+
+
+def test_many_sizes_are_asked_for_at_once_and_stay_in_order(
+  tmp_path, monkeypatch
+):
+  for i in range(100):
+    _write(tmp_path, f'{i % 3}/{i:02d}.jpg', data=b'x' * i)
+  (tmp_path / '0/zz.jpg').symlink_to(tmp_path / 'gone')
+  alone = _pool(tmp_path)
+  monkeypatch.setattr(datasets, '_MANY', 10)
+  monkeypatch.setattr(datasets, '_ASKING', 3)
+  # Three questions are open before one is answered.
+  meeting, ask = threading.Barrier(3, timeout=30), datasets._size
+
+  def size(path):
+    if path.endswith(('/00.jpg', '/09.jpg', '/18.jpg')):
+      meeting.wait()
+    return ask(path)
+
+  monkeypatch.setattr(datasets, '_size', size)
+  together = _pool(tmp_path)
+  assert together.digest == alone.digest
+  assert together.ids.tolist() == alone.ids.tolist()
+  assert together.sizes.tolist() == alone.sizes.tolist()
+
+
+def test_the_place_of_a_prepared_set_may_be_written_in_several_ways(
+  prepared, monkeypatch
+):
+  monkeypatch.setenv('HOME', os.path.dirname(prepared))
+  spec = _tfds_spec(prepared, 'named') | {'split': 'train'}
+  home = spec | {'dir': f'~/{os.path.basename(prepared)}'}
+  plain, found = (datasets.open_pool({'x': s}) for s in (spec, home))
+  assert found.digest == plain.digest
+  for other in (home, spec | {'dir': f'{prepared}/'}):
+    with pytest.raises(errors.UserError, match='are the same'):
+      datasets.open_pool({'x': spec, 'y': other})
 
 
 def test_tfds_without_file_names_counts(prepared):

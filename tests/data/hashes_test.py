@@ -69,9 +69,21 @@ def test_every_file_has_its_hashes(images, tmp_path):
 
 def test_a_stored_table_is_read_not_made_again(images, tmp_path):
   first = _table(_set(images)[0], tmp_path)
-  renamed, reads = _set(images, name='main')
+  renamed, reads = _set(images, name='imagenet')
   _assert_same(first, _table(renamed, tmp_path))
   assert set(reads) <= {0, 4, 8}  # The probes.
+
+
+def test_a_table_of_an_earlier_build_is_read_under_any_name(images, tmp_path):
+  first = _table(_set(images)[0], tmp_path)
+  (table,) = tmp_path.iterdir()
+  table.rename(tmp_path / f'main-{table.name}')
+  (tmp_path / f'main-{table.name}' / '000000004.npz').unlink()
+  for name, read in (('other', {0, 4, 5, 7, 8}), ('third', {0, 4, 8})):
+    renamed, reads = _set(images, name=name)
+    _assert_same(first, _table(renamed, tmp_path))
+    assert set(reads) == read  # Of the part that is missing, and the probes.
+  assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_could_not_be_read_is_tried_again(images, tmp_path):

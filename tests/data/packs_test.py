@@ -6,12 +6,14 @@ import tarfile
 import tracemalloc
 import zipfile
 
+import indexed_gzip
 import numpy as np
 import pytest
 
-from sjft_jax import errors
+from sjft_jax import errors, paths
 from sjft_jax.data import datasets, packs, pipelines
 from tests import store
+from tests.data import faults
 
 KINDS = ('zip', 'tar', 'tar.gz', 'tgz')
 
@@ -116,6 +118,14 @@ def test_a_folder_of_the_parts_of_a_set_is_refused_with_the_part(tmp_path):
   _write(tmp_path / 'x.zip', parts)
   with pytest.raises(errors.UserError, match=r'as .*x\.zip/set/train'):
     _pool(tmp_path / 'x.zip')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_an_image_beside_the_classes_does_not_make_one_of_them(tmp_path, kind):
+  names = ('set/all/b/1.jpg', 'set/all/a/x/2.jpg', 'set/all/3.jpg')
+  _write(tmp_path / f'x.{kind}', dict.fromkeys(names, b'1'))
+  with pytest.raises(errors.UserError, match=r'/set, all/3\.jpg .*move it'):
+    _pool(tmp_path / f'x.{kind}')
 
 
 def test_one_class_is_a_class(tmp_path):
@@ -229,7 +239,7 @@ def test_an_encrypted_zip_is_refused(tmp_path):
 
 
 def test_an_image_that_is_too_large_is_not_read(tmp_path, monkeypatch):
-  monkeypatch.setattr(packs, 'MAX_BYTES', 10)
+  monkeypatch.setattr(paths, 'MAX_BYTES', 10)
   _write(tmp_path / 'x.zip', {'a/1.jpg': bytes(11), 'a/2.jpg': bytes(10)})
   pool = _pool(tmp_path / 'x.zip')
   with pytest.raises(OSError, match='larger than 10 bytes'):
@@ -256,11 +266,11 @@ def test_a_damaged_lzma_member_is_a_bad_image(tmp_path):
   # After a header and a name, LZMA's version, size and properties.
   data[30 + len('a/1.jpg') + 4] = 255
   (tmp_path / 'x.zip').write_bytes(data)
-  with pytest.raises(packs.DamagedError, match='damaged in the archive'):
+  with pytest.raises(paths.DamagedError, match='damaged in the archive'):
     _pool(tmp_path / 'x.zip').read(0)
 
 
-@pytest.mark.parametrize('kind', ['zip', 'tar'])
+@pytest.mark.parametrize('kind', KINDS)
 def test_what_the_disk_does_is_no_damage(tmp_path, monkeypatch, kind):
   _write(tmp_path / f'x.{kind}', {'a/1.jpg': b'1'})
   pool = _pool(tmp_path / f'x.{kind}')
@@ -268,10 +278,70 @@ def test_what_the_disk_does_is_no_damage(tmp_path, monkeypatch, kind):
   def stale(*args):
     raise OSError(errno.ESTALE, 'Stale file handle')
 
-  monkeypatch.setattr('sjft_jax.paths.open', stale, raising=False)
-  with pytest.raises(OSError, match='Stale') as e:
-    pool.read(0)
-  assert pipelines.is_transient(e.value)
+  with monkeypatch.context() as patch:
+    patch.setattr('sjft_jax.paths.open', stale, raising=False)
+    with pytest.raises(OSError, match='Stale') as e:
+      pool.read(0)
+    assert pipelines.is_transient(e.value)
+  assert pool.read(0) == b'1'
+
+
+@pytest.mark.parametrize('number', [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize('good', [0, 2000])
+@pytest.mark.parametrize('kind', KINDS)
+def test_an_archive_that_cannot_be_read_now_is_not_called_damaged(
+  tmp_path, monkeypatch, content, kind, good, number
+):
+  path = tmp_path / f'x.{kind}'
+  _write(path, content)
+
+  def failing(name, *args):
+    return faults.opened(name, number, good)
+
+  with monkeypatch.context() as patch:
+    patch.setattr('sjft_jax.paths.open', failing, raising=False)
+    patch.setattr(type(path), 'open', failing)
+    with pytest.raises(errors.UserError, match='cannot be read now') as e:
+      _pool(path)
+  assert os.strerror(number) in str(e.value)
+  assert str(path) in str(e.value)
+  assert len(_pool(path)) == len(content)
+
+
+def test_a_large_tar_gz_takes_no_more_memory_than_it_may(tmp_path, monkeypatch):
+  monkeypatch.setattr(packs, '_SPACING', 2**16)
+  monkeypatch.setattr(packs, '_POINTS', 8)
+  rng, content = np.random.default_rng(0), {}
+  for i in range(60):
+    content[f'a/{i:02d}.jpg'] = rng.bytes(50_000)
+  _write(tmp_path / 'x.tgz', content)
+  opened, unpacker = [], indexed_gzip.IndexedGzipFile
+
+  def watched(**kwargs):
+    opened.append(unpacker(**kwargs))
+    return opened[-1]
+
+  monkeypatch.setattr(indexed_gzip, 'IndexedGzipFile', watched)
+  pool = _pool(tmp_path / 'x.tgz')
+  assert 4 <= len(list(opened[0].seek_points())) <= 10
+  for order in (range(60), range(59, -1, -1), rng.permutation(60).tolist()):
+    for i in order:
+      assert pool.read(i) == content[f'a/{i:02d}.jpg']
+
+
+def test_images_that_follow_each_other_are_unpacked_at_once():
+  data, asked = bytes(range(100)), []
+
+  def pread(count, at):
+    asked.append((at, count))
+    return data[at : at + count]
+
+  read = packs._Unpacked(pread, 20)
+  for at in (50, 58, 66, 71, 64, 10, 30, 80, 86, 95):
+    assert read(at, 5) == data[at : at + 5]
+  # 58 follows 50; 64, which lies behind 71, is of the block before.
+  assert asked == [(50, 5), (58, 20), (10, 5), (30, 20), (80, 5), (86, 20)]
+  assert read(0, 40) == data[:40]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import itertools
 import time
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sjft_jax.data import datasets, pipelines, preprocess
+from sjft_jax import errors
+from sjft_jax.data import datasets, pipelines
 
 SIDE = 12
 DAMAGED = b'no image'
@@ -101,16 +103,17 @@ def test_a_sweep_yields_every_image_once_in_order(threads, batch):
   assert not image[count:].any()
 
 
-def test_a_sweep_of_a_part():
-  blocks = pipelines.sweep(
-    _dataset('s', 20), resize=8, crop=8, batch=4, threads=1, start=7, stop=13
+def test_a_function_is_applied_to_a_part_in_order():
+  found = pipelines.each(_dataset('s', 20), lambda i: i, 2, start=7, stop=13)
+  assert list(found) == list(range(7, 13))
+  assert not list(pipelines.each(_dataset('s', 20), int, 1, start=5, stop=5))
+
+
+def test_no_images_make_no_block():
+  nothing = _dataset('s', 20).subset(np.arange(0))
+  assert not list(
+    pipelines.sweep(nothing, resize=8, crop=8, batch=4, threads=1)
   )
-  index = np.concatenate([block.index for block in blocks])
-  np.testing.assert_array_equal(index, [*range(7, 13), -1, -1])
-  nothing = pipelines.sweep(
-    _dataset('s', 20), resize=8, crop=8, batch=4, threads=1, start=5, stop=5
-  )
-  assert list(nothing) == []
 
 
 def _with_trouble(count=40):
@@ -412,14 +415,40 @@ def test_crops_are_windows_at_every_place_and_half_are_mirrored():
 
 
 def test_a_bad_target_image_stops_the_run_by_name():
-  with pytest.raises(preprocess.BadImage, match=r'^t:2: not a JPEG'):
+  with pytest.raises(errors.UserError, match=r'^t:2: not a .*restore it') as e:
     _joint(_dataset('t', 5, bad=(2,)), None, None)
+  assert '\n' not in str(e.value)
 
 
-def test_a_target_image_with_bad_candidates_only_stops_the_run():
+@pytest.mark.parametrize('halves', ['both', 'source'])
+def test_bad_candidates_only_stop_the_run(halves):
   source = _dataset('s', 30, bad=(3, 4, 5, 6))
-  with pytest.raises(preprocess.BadImage, match='t:3 met bad images only'):
-    _joint(_dataset('t', 5), source, _candidates(5, 30))
+  target = _dataset('t', 5) if halves == 'both' else None
+  candidates = _candidates(5, 30) if target else None
+  if target is None:
+    source = source.subset(np.arange(3, 7))
+  whose = 'source image for t:3;' if target else 'source image;'
+  with pytest.raises(errors.UserError, match=rf'{whose} .* last s:[3-6]: not'):
+    _joint(target, source, candidates)
+
+
+@pytest.mark.parametrize('half', ['target', 'source'])
+def test_batches_do_not_depend_on_what_a_disk_does(half):
+  sets = {'target': _dataset('t', 5), 'source': _dataset('s', 30, bad=(4,))}
+  whole = _joint(*sets.values(), _candidates(5, 30))
+  read, stale = sets[half].read, [True]
+
+  def away(i):
+    if i == 3 and stale:
+      raise OSError(errno.ESTALE, 'Stale file handle')
+    return read(i)
+
+  sets[half] = dataclasses.replace(sets[half], read=away)
+  name = f'{half[0]}:3'
+  with pytest.raises(errors.UserError, match=f'{name}: cannot be read now'):
+    _joint(*sets.values(), _candidates(5, 30))
+  stale.clear()
+  _assert_same(whole, _joint(*sets.values(), _candidates(5, 30)))
 
 
 @pytest.mark.parametrize(

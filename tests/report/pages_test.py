@@ -104,7 +104,16 @@ def write_json(path, value):
 
 
 def make_run(
-  workdir, target, pool, *, selection='neighbours', rounds=2, depth=45, k=3
+  workdir,
+  target,
+  pool,
+  *,
+  selection='neighbours',
+  rounds=2,
+  depth=45,
+  k=3,
+  grows=0,
+  images=0,
 ):
   """Leaves what a run leaves; target i's neighbours are images i, i + 1, ..."""
   n, random = len(target), np.random.default_rng(0)
@@ -117,7 +126,7 @@ def make_run(
         'budget': {
           'initial': k,
           'maximum': depth,
-          'images': 0,
+          'images': images,
           'least_per_class': 1,
         },
       }
@@ -156,7 +165,8 @@ def make_run(
     with open(directory / 'budget.csv', 'w', newline='') as file:
       writer = csv.writer(file)
       writer.writerow(['target_id', 'entropy', 'correct', 'k', 'next_k'])
-      writer.writerows([i, 0.5, 1, k, k + 2] for i in target.ids)
+      now = k + m * grows
+      writer.writerows([i, 0.5, 1, now, now + 2] for i in target.ids)
     borrowed = {'a': 0, 'b': 0} if selection == 'none' else {'a': 7, 'b': 1 + m}
     rows.append(
       {
@@ -299,6 +309,140 @@ def test_comparison_shows_its_numbers(comparison_page):
   assert page.row('random') == ['55.0 ± 7.1', fused, *none]
   assert f'{NASTY}: 70.0 % mean class accuracy over 2 seeds' in page.text
   assert page.row('versions.jax') == ['9.9.9']
+
+
+def tuned_page(workdir, target, pool, settings, tuning, arms=('plain', 'a-5')):
+  """The page of a comparison of these arms, without curves."""
+  results = make_comparison() | {'tuning': tuning}
+  results['arms'] = {name: results['arms'][name] for name in arms}
+  write_json(workdir / 'results.json', results)
+  write_json(workdir / 'config.json', {'settings': settings})
+  example = make_run(workdir / 'runs' / 'plain-0', target, pool, rounds=0)
+  return Page(pages.write_comparison(workdir, example, target, pool))
+
+
+@pytest.mark.parametrize(
+  ('settings', 'said'),
+  [
+    ({'target': {'per_class': 5, 'test': ''}}, 'each with its own draw'),
+    ({'target': {'held_out': 0.2}}, 'each with its own draw'),
+    (
+      {'target': {'per_class': 0, 'held_out': 0.0, 'test': 'dir'}},
+      'they vary by initial weights and batches alone',
+    ),
+    (
+      {'arms': {'r': {'set': {'selection': 'random'}}}},
+      'batches and the random images of the source alone',
+    ),
+    (
+      {'arms': {'r': {'set': {'target': {'per_class': 5}}}}},
+      'each with its own draw',
+    ),
+  ],
+)
+def test_what_differs_between_seeds_is_said(
+  tmp_path, target, pool, settings, said
+):
+  page = tuned_page(tmp_path, target, pool, settings, {})
+  assert said in page.text
+  own = 'each with its own draw of the target images' in page.text
+  assert own != ('All seeds have the same target images' in page.text)
+  assert 'Each interval stands for itself' not in page.text
+
+
+def test_of_many_intervals_one_in_twenty_is_wrong(comparison_page):
+  assert 'of twenty arms without effect about one' in comparison_page.text
+
+
+CHOSEN = {'steps': 9, 'learning_rate': 0.1}
+TRIED = [
+  CHOSEN | {'mean_class_accuracy': [0.5, 0.6]},
+  CHOSEN | {'learning_rate': 0.01, 'mean_class_accuracy': [0.5, 0.5]},
+]
+
+
+def test_choices_at_an_end_are_named_outside_what_is_closed(
+  tmp_path, target, pool
+):
+  tuning = {'a-5': {'chosen': CHOSEN, 'tried': TRIED}}
+  tuning['plain'] = {'chosen': CHOSEN, 'tried': TRIED[:1]}
+  page = tuned_page(tmp_path / 'one', target, pool, {}, tuning)
+  said = f'{NASTY} chose the largest or the smallest value that was tried'
+  assert page.text.index(said) < page.text.index('What was tried on folds')
+  assert not page.all('script')
+  names = 'plain', 'a', 'a-5'
+  tuning = {name: tuning['a-5'] for name in names}
+  page = tuned_page(tmp_path / 'all', target, pool, {}, tuning, names)
+  assert '3 of 3 tuned arms chose the largest or the smallest' in page.text
+  tuning = {'a-5': tuning['plain'] | {'tried': TRIED[:1]}}
+  page = tuned_page(tmp_path / 'none', target, pool, {}, tuning)
+  assert 'may do better beyond it' not in page.text
+
+
+@pytest.mark.parametrize('test', ['', 'dir'])
+def test_choices_that_saw_test_images_are_said_to_have(
+  tmp_path, target, pool, test
+):
+  settings = {'target': {'per_class': 5, 'test': test}}
+  tuning = {'a-5': {'chosen': CHOSEN, 'tried': TRIED}}
+  page = tuned_page(tmp_path, target, pool, settings, tuning)
+  said = 'the choices have seen labels of later seeds'
+  assert (said in page.text) == (not test)
+  assert 'optimistic' not in page.text
+
+
+def test_what_decided_about_borrowing_is_said_to_be_optimistic(
+  tmp_path, target, pool
+):
+  tried = [TRIED[0] | {'source_weight': 1}, TRIED[1] | {'source_weight': 0}]
+  found = {'chosen': tried[0], 'tried': tried, 'gain': [0.01, 0.09]}
+  page = tuned_page(tmp_path, target, pool, {}, {'a-5': found})
+  assert '+5.0 [+1.0, +9.0], best of 1' in page.text
+  assert 'the interval is optimistic' in page.text
+
+
+def test_a_run_says_what_its_averaged_weights_come_to_and_when_it_ended(
+  tmp_path, target, pool
+):
+  make_run(tmp_path, target, pool, selection='none')
+  results = json.loads((tmp_path / 'results.json').read_text())
+  settled = 'After round 1 no K changed: the remaining 3 were left out.'
+  results |= {'settled': settled}
+  results |= {'weight_fused': {'mean_class_accuracy': 0.655}}
+  write_json(tmp_path / 'results.json', results)
+  text = Page(pages.write_run(tmp_path, target, None)).text
+  assert 'mean class accuracy, weights of the rounds averaged 65.5 %' in text
+  assert f'{settled} 2 rounds' in text
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'grows': 2}, 'the harder an image, the more images it may draw from'),
+    ({'grows': 0}, None),
+    ({'grows': 2, 'selection': 'classes'}, 'the more is borrowed'),
+    ({'grows': 2, 'selection': 'classes', 'images': 9}, None),
+  ],
+)
+def test_hard_images_borrow_more_only_where_k_grows(
+  tmp_path, target, pool, changes, said
+):
+  make_run(tmp_path, target, pool, **changes)
+  text = Page(pages.write_run(tmp_path, target, pool)).text
+  assert 'trained on both tasks at once' in text
+  assert ('round after round' in text) == bool(said)
+  assert not said or said in text
+  assert ('K is only the proportion' in text) == ('images' in changes)
+
+
+def test_a_run_on_the_whole_source_has_no_plot_of_k(tmp_path, target, pool):
+  make_run(tmp_path, target, pool, selection='all')
+  labels = [
+    a['aria-label']
+    for a in Page(pages.write_run(tmp_path, target, pool)).all('svg')
+  ]
+  assert any(label.startswith('Entropy') for label in labels)
+  assert not any(label.startswith('K,') for label in labels)
 
 
 def test_runs_of_an_arm_are_not_those_of_a_longer_name(comparison_page):
@@ -540,7 +684,7 @@ def test_an_image_that_cannot_be_read_any_more_is_said_so(
 def test_images_of_another_data_set_are_refused(tmp_path, target, pool):
   make_run(tmp_path, target, pool)
   other = dataset('pool', ('a:x',), [0] * 10, ('a',))
-  with pytest.raises(ValueError, match=r'not among the 10 ids of pool'):
+  with pytest.raises(ValueError, match=r'not among the 10 ids of the source'):
     pages.write_run(tmp_path, target, other)
 
 
@@ -669,8 +813,11 @@ def test_what_was_tried_is_listed_and_the_choice_marked():
     {'a': {'chosen': chosen, 'tried': tried}}, {'a': {'title': 'A'}}
   )
   assert table[1:] == [
-    ['A', '0.01', '1,500', '-', '-', '-', '45.0', 'yes'],
-    ['A', '0.01', '3,000', '-', '-', '-', '35.0', '-'],
+    [
+      *('A', '0.01', '1,500, the smallest tried', '-', '-', '-', '45.0', '-'),
+      'yes, at an end',
+    ],
+    ['A', '0.01', '3,000', '-', '-', '-', '35.0', '-', '-'],
   ]
 
 
@@ -735,6 +882,13 @@ def test_label_suspects_are_shown(tmp_path, target, pool):
   assert [f's:{NASTY}0', *map(str, rows[0][1:])] in page.cells
   assert f's:{NASTY}23' in page.text
   assert f's:{NASTY}24' not in page.text
+  results['label_suspects'] |= {'of_images': 98765}
+  write_json(tmp_path / 'results.json', results)
+  page = Page(pages.write_run(tmp_path, target, pool))
+  assert (
+    'Of 4,321 selected source images, drawn at random from 98,765, 30 may'
+    in page.text
+  )
 
 
 def test_a_guard_switched_off_is_not_called_clean(tmp_path, target, pool):

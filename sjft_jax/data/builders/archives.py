@@ -1,5 +1,6 @@
 """What the builders share: features, and archives in the manual directory."""
 
+import contextlib
 import hashlib
 import io
 import pathlib
@@ -13,7 +14,7 @@ import numpy as np
 import scipy.io
 import tensorflow_datasets as tfds
 
-from sjft_jax import progress
+from sjft_jax import paths, progress
 from sjft_jax.errors import UserError
 
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError)
@@ -35,7 +36,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     Raises:
       UserError: here or in a generator, if an archive is missing, damaged or
-        incomplete.
+        incomplete, or cannot be read now.
     """
     return self._splits(manual_dir)
 
@@ -84,14 +85,34 @@ def find(manual_dir, *names: str) -> list[pathlib.Path]:
   Raises:
     UserError: if one is missing.
   """
-  paths = [pathlib.Path(manual_dir) / name for name in names]
-  missing = [path.name for path in paths if not path.is_file()]
+  found = [pathlib.Path(manual_dir) / name for name in names]
+  with reading(manual_dir):
+    missing = [path.name for path in found if not path.is_file()]
   if missing:
     raise UserError(
       f'Needed {", ".join(names)} in {manual_dir}; {", ".join(missing)} is not'
       ' there: get it, or correct --manual_dir.'
     )
-  return paths
+  return found
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+  """Says in one line that an archive is damaged, or its disk away."""
+  try:
+    yield
+  except _DAMAGE as e:
+    raise damaged(path, e) from e
+
+
+def read_whole(path: pathlib.Path) -> bytes:
+  """The bytes of a small file of the manual directory.
+
+  Raises:
+    UserError: if it cannot be read now.
+  """
+  with reading(path):
+    return path.read_bytes()
 
 
 def read(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
@@ -104,23 +125,35 @@ def read(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
     path: of a zip, tar or tar.gz file, told by its content.
 
   Raises:
-    UserError: if it is damaged or incomplete.
+    UserError: if it is damaged or incomplete, or cannot be read now.
   """
-  try:
-    if zipfile.is_zipfile(path):
-      with zipfile.ZipFile(path) as archive:
+  with reading(path), path.open('rb') as file:
+    if _is_zip(file):
+      with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
           if not member.is_dir():
             yield member.filename, archive.read(member)
     else:
-      with tarfile.open(path, 'r|*') as archive:
+      file.seek(0)
+      with tarfile.open(fileobj=file, mode='r|*') as archive:
         yield from _members(archive)
-  except _DAMAGE as e:
-    raise damaged(path, e) from e
+
+
+def _is_zip(file) -> bool:
+  try:
+    zipfile.ZipFile(file).close()
+  except zipfile.BadZipFile as e:
+    # It says so of a file, too, whose end the disk does not give.
+    if paths.cause(e):
+      raise
+    return False
+  return True
 
 
 def damaged(path: pathlib.Path, why: Exception) -> UserError:
-  """What to say of a file that cannot be read."""
+  """What to say of a file that cannot be read: now, or ever."""
+  if fault := paths.cause(why):
+    return paths.unreadable(path, fault)
   return UserError(
     f'{path} is damaged or incomplete ({why or type(why).__name__}): get it'
     ' again.'
@@ -148,11 +181,11 @@ def read_mat(data: bytes, path: pathlib.Path, *names: str) -> dict:
 
 def read_inner(data: bytes, path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
   """Yields what `read` does, of a tar that lies in the archive `path`."""
-  try:
-    with tarfile.open(fileobj=io.BytesIO(data), mode='r:') as archive:
-      yield from _members(archive)
-  except _DAMAGE as e:
-    raise damaged(path, e) from e
+  with (
+    reading(path),
+    tarfile.open(fileobj=io.BytesIO(data), mode='r:') as archive,
+  ):
+    yield from _members(archive)
 
 
 def _members(archive):
@@ -166,13 +199,13 @@ def check_digest(path: pathlib.Path, needed: str) -> None:
   """Refuses a file whose MD5 or SHA-256, told by its length, is another.
 
   Raises:
-    UserError: if it is.
+    UserError: if it is, or if it cannot be read now.
   """
   sha = hashlib.new('md5' if len(needed) == 32 else 'sha256')
-  size = path.stat().st_size
   with (
-    open(path, 'rb') as file,
-    progress.bar(size, f'digest of {path.name}', 'B') as bar,
+    reading(path),
+    path.open('rb') as file,
+    progress.bar(path.stat().st_size, f'digest of {path.name}', 'B') as bar,
   ):
     while data := file.read(1 << 22):
       sha.update(data)

@@ -48,7 +48,8 @@ class Builder(archives.Builder):
     archive, *lists = archives.find(manual_dir, ARCHIVE, *LISTS.values())
     wanted = {}
     for split, path in zip(LISTS, lists, strict=True):
-      wanted[split] = set(path.read_text(encoding='utf-8').split())
+      text = archives.read_whole(path).decode('utf-8', 'replace')
+      wanted[split] = set(text.split())
       archives.check('names', len(wanted[split]), self.COUNTS[split], path)
     return {
       split: self._generate_examples(archive, names)

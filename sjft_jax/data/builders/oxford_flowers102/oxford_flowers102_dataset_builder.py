@@ -27,9 +27,12 @@ class Builder(archives.Builder, _TFDS, skip_registration=True):
 
   def _splits(self, manual_dir):
     images, labels, splits = archives.find(manual_dir, IMAGES, LABELS, SPLITS)
-    label = archives.read_mat(labels.read_bytes(), labels, 'labels')['labels']
+    label = archives.read_mat(archives.read_whole(labels), labels, 'labels')
+    label = label['labels']
     archives.check('labels', label.size, sum(self.COUNTS.values()), labels)
-    numbers = archives.read_mat(splits.read_bytes(), splits, *KEYS.values())
+    numbers = archives.read_mat(
+      archives.read_whole(splits), splits, *KEYS.values()
+    )
     for split, count in self.COUNTS.items():
       archives.check(
         f'{split} images', numbers[KEYS[split]].size, count, splits

@@ -1,0 +1,72 @@
+"""What every command is wrapped in: one line and a code for what went wrong."""
+
+import errno
+import os
+import signal
+import sys
+
+from sjft_jax import paths
+from sjft_jax.errors import UserError
+
+# What the machine, not the program, has too little of.
+_MACHINE = {
+  errno.ENOSPC: 'free some space',
+  errno.EDQUOT: 'free some space',
+  errno.EROFS: 'name a place that can be written to',
+  errno.EACCES: 'give yourself the right to it, or name another place',
+}
+
+
+def guarded(work, *args) -> int:
+  """Runs `work`; what the user can put right is one line and exit code 2.
+
+  Args:
+    work: the command. A fault of the program passes through, as does
+      `preemption.Preemption`.
+    *args: of `work`.
+
+  Returns:
+    The exit code: 0, 2, 130 after Control-C, or 141 where nobody reads on.
+  """
+  try:
+    work(*args)
+    sys.stdout.flush()
+  except UserError as error:
+    return _say(error)
+  except BrokenPipeError:
+    # Who reads the output has read enough, as `head` does; nor may Python
+    # write the rest when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+  except KeyboardInterrupt:
+    print('\nInterrupted; the same command goes on from here.', file=sys.stderr)
+    return 130
+  except Exception as error:
+    mend = _machine_mend(error)
+    if mend is None:
+      raise
+    return _say(mend)
+  return 0
+
+
+def _say(message) -> int:
+  print(f'sjft_jax: {" ".join(str(message).split())}', file=sys.stderr)
+  return 2
+
+
+def _machine_mend(error):
+  """The line for a fault of the machine, or None: a fault of the program."""
+  while error is not None:
+    code = getattr(error, 'errno', None)
+    # TensorStore reports a full disk in words alone.
+    if code is None and 'No space left on device' in str(error):
+      code = errno.ENOSPC
+    if code in _MACHINE:
+      return (
+        f'{error}: {_MACHINE[code]}, then give the command again; what is '
+        'finished is kept.'
+      )
+    if line := paths.fault(error):
+      return line
+    error = error.__cause__ or error.__context__
+  return None

@@ -259,7 +259,7 @@ def whole(args):
   bank = describe.load_bank(c)
   some = pool.subset(np.linspace(0, len(pool) - 1, 500).astype(int))
   run_on = dict(mesh=meshes.make(), batch=64, threads=0)
-  describer = describe.fit(bank, some, bins=c.bins, **run_on)
+  describer = describe.fit(bank, some, bins=c.bins, partly=True, **run_on)
   for _ in describer.blocks(some):  # Compiles.
     pass
 

@@ -6,7 +6,8 @@
 
 But for the bank (gabor needs no weights), the views of evaluation and the cap
 on K, for which see configs/paper/. Smaller problems start from
-configs/folders.py.
+configs/folders.py. For torchvision's or timm's weights add
+--config.model.variant=v1.5.
 """
 
 from ml_collections import ConfigDict

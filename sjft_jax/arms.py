@@ -128,8 +128,8 @@ def compare(c, workdir, mesh) -> dict:
       rounds.check_files(bank)
   for seed in range(c.seeds):
     for arm in _trained(c):
-      if not seed and tuning.room(c, arm).folds:
-        own = settings_of(c, arm, 0)
+      own = settings_of(c, arm, 0)
+      if not seed and tuning.is_open(c, arm, own):
         tuned[arm] = tuning.tune(c, arm, own, workdir, mesh, done)
         # What was found is the same at any speed.
         spent = tuned[arm].pop('seconds')

@@ -129,7 +129,7 @@ class Block:
 
   index_n: their positions, int64 [n], ascending.
   counts_nd: pixels in each bin, int32 [n, d], d = channels x bins.
-  stop: every position below it has been seen.
+  stop: every position below it has been seen, unless they are read again.
   bad: (position, reason) of the images that could not be decoded.
   """
 
@@ -413,8 +413,8 @@ def fit(
 
 def _missing(name, reason):
   return (
-    f'{name} is not as it was when this began: {reason}. The bins need the '
-    'same images throughout: restore it, then give the same command again.'
+    f'{name}: {reason}. The bins need every image, and the same throughout: '
+    'restore it, then give the same command again.'
   )
 
 
@@ -435,24 +435,31 @@ def load(path, bank, *, mesh, batch, threads) -> Describer:
     )
 
 
-def machine() -> dict:
-  """What describes images here: {'platform', 'device', 'processor', 'jaxlib'}.
+# By which a count of pixels, or its logarithm, may differ.
+_LIBRARIES = 'jaxlib', 'numpy', 'opencv-python-headless'
 
-  Where one of them differs, responses may be rounded otherwise.
+
+def machine() -> dict:
+  """What describes images here: 'platform', 'device', 'processor', libraries.
+
+  Where one of them differs, images may be decoded, or responses be rounded,
+  otherwise.
   """
   device = jax.local_devices()[0]
   return {
     'platform': device.platform,
     'device': device.device_kind,
     'processor': _processor(),
-    'jaxlib': importlib.metadata.version('jaxlib'),
+    **{name: importlib.metadata.version(name) for name in _LIBRARIES},
   }
 
 
 def words(machine) -> str:
   """What `machine` returned, in words."""
-  named = dict.fromkeys(v for k, v in machine.items() if v and k != 'jaxlib')
-  return ', '.join([*named, f'jaxlib {machine["jaxlib"]}'])
+  named = dict.fromkeys(
+    f'{k} {v}' if k in _LIBRARIES else v for k, v in machine.items() if v
+  )
+  return ', '.join(named)
 
 
 def _processor():

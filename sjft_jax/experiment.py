@@ -61,7 +61,8 @@ def run(c, workdir, mesh):
       rounds.run(c, workdir, mesh)
   if not processes.first():
     return
-  print(summary.table(files.read_json(workdir / 'results.json')))
+  results = files.read_json(workdir / 'results.json')
+  print(summary.table(results, c.to_dict()))
   neighbours = workdir / 'selection' / 'neighbours.parquet'
   if neighbours.exists():
     print(f'\nThe neighbours: {neighbours}')

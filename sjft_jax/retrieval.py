@@ -88,8 +88,7 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
       theirs = donor / certificate.NAME
       if directory.exists() or not theirs.exists():
         continue
-      if certificate.key(donor) == key:
-        certificate.read(donor)
+      if _is_like(donor, key):
         with files.building(directory, certificate.NAME) as beside:
           files.copy_tree(donor, beside)
         return True
@@ -111,6 +110,20 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
   )
 
 
+def _is_like(donor, key):
+  """Whether a finished search of another run is this one, too.
+
+  Raises:
+    UserError: if it is not as it was written.
+  """
+  try:
+    return certificate.key(donor) == key and bool(certificate.read(donor))
+  except UserError as error:
+    raise UserError(
+      f'The search of another run would be taken over from {donor}. {error}'
+    ) from error
+
+
 def _claim(directory, key):
   """Makes sure that edges and shards that are there are of this search.
 
@@ -126,6 +139,10 @@ def _claim(directory, key):
     begun.unlink(missing_ok=True)
   elif begun.exists():
     same = files.read_json(begun) == now
+    shards = directory / 'shards'
+    if same and not any(shards.glob('shard-*.npz')):
+      # Nothing is there yet that binds it to a kind of machine.
+      paths.remove_tree(shards)
   else:
     # What a build without this file began.
     paths.remove_tree(directory)
@@ -269,7 +286,8 @@ def _open_fine(c, source, mesh):
   """The describer of the source's fine bins, kept in the cache."""
   bank = describe.load_bank(c.describe)
   run_on = dict(mesh=mesh, batch=c.describe.batch, threads=c.threads)
-  key = _digest([source.digest, c.describe.fine_bins, *_bank_parts(c)])
+  parts = [source.digest, c.describe.fine_bins, *_bank_parts(c)]
+  key = _digest([*parts, describe.machine()])
   edges = pathlib.Path(c.search.cache).expanduser() / f'{key}.edges.npz'
   if processes.told(edges.exists):
     return describe.load(edges, bank, **run_on)
@@ -345,10 +363,13 @@ def _key(c, target, source):
 
 
 def _cache_key(c, describer, source):
-  """Digest of all that the source's counts depend on; the bins are edges."""
+  """Digest of all that the source's counts depend on; the bins are edges.
+
+  Of another kind of machine they may differ in single pixels.
+  """
   edges = np.ascontiguousarray(describer.edges_cb, '<f4').tobytes()
   parts = [source.digest, hashlib.sha256(edges).hexdigest(), *_bank_parts(c)]
-  return _digest(parts)
+  return _digest([*parts, describe.machine()])
 
 
 def _bank_parts(c):

@@ -108,16 +108,17 @@ class Merged(streams.Described):
       yield dataclasses.replace(block, counts_nd=self._merge(block.counts_nd))
 
   def _merge(self, counts_nd):
-    channels = len(self._place_cb)
+    # Spelt out: -1 has no meaning in a block of no images.
+    (n, d), channels = counts_nd.shape, len(self._place_cb)
     # Pixels up to each edge; a pixel on an edge belongs to the bin above.
     below_ncf = np.cumsum(
-      counts_nd.reshape(len(counts_nd), channels, -1), axis=2, dtype=np.int32
+      counts_nd.reshape(n, channels, d // channels), axis=2, dtype=np.int32
     )
     place_ncb = np.broadcast_to(
-      self._place_cb[None], (len(counts_nd), *self._place_cb.shape)
+      self._place_cb[None], (n, *self._place_cb.shape)
     )
     edge_ncb = np.take_along_axis(below_ncf, place_ncb, axis=2)
     parts_ncb = np.diff(
       np.concatenate([edge_ncb, below_ncf[..., -1:]], axis=2), axis=2, prepend=0
     )
-    return parts_ncb.reshape(len(counts_nd), -1)
+    return parts_ncb.reshape(n, channels * parts_ncb.shape[2])

@@ -136,7 +136,12 @@ def _check(c, target, test, mesh, workdir):
   check_files(c)
   if processes.count() > 1:
     # They may lie on the disks of several machines.
-    used = [c.describe.weights, c.describe.edges, c.model.weights]
+    used = []
+    if c.selection in selection.SEARCHED:
+      used.append(c.describe.edges)
+      used.append(c.describe.weights if c.describe.bank == 'conv' else '')
+    if c.rounds or c.selection == 'features':
+      used.append(c.model.weights)
     digests = [name and files.digest(name) for name in used]
     processes.agree(digests, 'weight files and edges')
   if c.rounds:

@@ -46,6 +46,8 @@ _DIRECTIONS_COST = 2**17
 _SHARD_IMAGES = 2**17
 # Source images screened at a time.
 ROWS = 1024
+# Images of a shard that may be read a second time, before it is an outage.
+_AGAIN = 32
 # Of shards: another one where the digits of distances differ, or what is kept.
 BUILD = 2
 
@@ -110,7 +112,8 @@ def nearest(
 
   Args:
     target: stream of q readable images, see `streams`.
-    source: stream; every image is read once, by one of the processes.
+    source: stream; every image is read once, by one of the processes, and once
+      more if it cannot be read at first.
     k: neighbours per target image.
     mesh: of this process's devices; blocks are screened over them.
     target_parts: devices that share the targets, see `Screen`.
@@ -121,16 +124,19 @@ def nearest(
     shard_images: source images per shard; None chooses.
     rank, operands: of the screen, see `Screen`; they cannot change a result.
       With rank None, a small source is screened by products over all bins.
-    max_bad_fraction: the largest share of a shard to go on without because it
-      cannot be read now. Those few are read once more at the shard's end.
+    max_bad_fraction: the largest share of the source to go on without because
+      it cannot be read now, also when it is asked for again at a shard's end.
+      A shard of which more than that, and not only a few, cannot be read at
+      first is given up.
 
   Returns:
     `Found`, the same in every process: equal to sorting all float64 distances
     stably. Rows end in inf and -1 where too few source images are readable.
 
   Raises:
-    UserError: if a target image could not be read, or too many of a shard; or
-      if what is in `directory` was begun where images are described otherwise.
+    UserError: if a target image could not be read, or too many of the source;
+      or if what is in `directory` was begun where images are described
+      otherwise.
   """
   describer = target.describer
   target_qd = np.concatenate(
@@ -142,7 +148,8 @@ def nearest(
       'the same command again.'
     )
   grid = _grid(len(source), len(describer.weight_d), share[1], shard_images)
-  shards = _Shards(directory, grid, share, _digest(target_qd, describer))
+  digest = _digest(target_qd, describer) if directory else ''
+  shards = _Shards(directory, grid, share, digest)
   # One place more than asked for, to know by how much the next one misses.
   table = Table.empty(len(target_qd), k + 1)
   seen, bad, screens = Seen(), {}, set()
@@ -257,12 +264,18 @@ class _Shards:
       files.wait_for(path)
       begun = files.read_json(path)
       if begun['digest'] != digest:
+        there = begun['described_on']
         raise UserError(
-          'The target images are described otherwise here, on '
-          f'{describe.words(here)}, than where the search in '
-          f'{self._directory} began, on {describe.words(begun["described_on"])}'
-          '. Go on with the same kind of machine and the same jax, or choose '
-          'another --workdir.'
+          f'The search in {self._directory} was begun on '
+          f'{describe.words(there)}; here, on {describe.words(here)}, the same '
+          'target images are described otherwise. '
+          + (
+            'They, or how they are decoded, have changed: restore them, '
+            if there == here
+            else 'All processes need one kind of machine: go on with that one, '
+          )
+          + 'or choose another --workdir. (Of GPUs, '
+          'XLA_FLAGS=--xla_gpu_autotune_level=0 makes equal ones round alike.)'
         )
       self.ranges = [tuple(shard) for shard in begun['shards']]
 
@@ -356,21 +369,28 @@ class _Work:
 
   def _read(self, source, shard, images, bar):
     """The blocks of a shard; what cannot be read now comes last."""
-    lost, seen = [], shard[0]
+
+    def refuse(lost, images):
+      # A shard that is saved is without them for good.
+      streams.refuse_outage(
+        lost, source.dataset.ids, images, self._max_bad_fraction
+      )
+
+    lost, still, seen = [], [], shard[0]
     for block in source.blocks(*shard, self._rows):
       passing = streams.passing(block.bad)
       if passing:
         lost += passing
-        # A shard that is saved is without them for good.
-        streams.refuse_outage(
-          lost, source.dataset.ids, images, self._max_bad_fraction
-        )
+        if len(lost) > _AGAIN:
+          refuse(lost, images)
       bad = [(i, reason) for i, reason in block.bad if i not in passing]
       yield dataclasses.replace(block, bad=bad)
       bar.update(block.stop - seen)
       seen = block.stop
-    if lost:
-      yield from source.again(np.array(lost), self._rows)
+    for block in source.again(np.array(lost), self._rows) if lost else ():
+      still += streams.passing(block.bad)
+      refuse(still, len(source))
+      yield block
 
   def _settle(self, table, open_pairs, counts_sd, position_s):
     """Merges all that may belong into the table, in two steps.

@@ -132,7 +132,7 @@ def stage(c, learner, variables, pool, index, workdir) -> dict:
   """Lists the suspects among the selected source images of a run.
 
   Args:
-    c: every setting; `suspects.neighbours` is read.
+    c: every setting; `suspects.neighbours` and `seed` are read.
     learner: of the run.
     variables: its network, after the last round.
     pool: the source, with the labels that the source head learnt.
@@ -172,8 +172,8 @@ def shown(workdir, results) -> dict | None:
     results: what results.json holds.
 
   Returns:
-    'images' and 'suspects' as `stage` returned them, and 'table' of the first
-    ones: 'head' and 'rows' of texts.
+    What `stage` returned, and 'table' of the first ones: 'head' and 'rows' of
+    texts.
   """
   found, path = results.get('label_suspects'), paths.path(workdir) / NAME
   if not found or not path.exists():

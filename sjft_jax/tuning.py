@@ -74,6 +74,11 @@ def check(c, arm, own):
   if not tune_.folds:
     return
   _check_kinds(c, arm, tune_)
+  if own.target.folds:
+    raise UserError(
+      'tune cuts folds of its own of the training images, and needs '
+      f'target.folds=0; came {own.target.folds}.'
+    )
   values = _values(c, arm, own)
   if tune_.folds < 2 or not {'learning_rate', 'steps'} <= set(values):
     raise UserError(
@@ -251,6 +256,23 @@ def apply(
     c.train.source_weight = source_weight
   elif source_weight is not None:
     c.selection = 'none'
+
+
+def is_open(c, arm, own) -> bool:
+  """Whether there is anything to choose for an arm.
+
+  Args:
+    c: every setting of the comparison.
+    arm: its name.
+    own: the settings of its run of seed 0.
+  """
+  if not room(c, arm).folds:
+    return False
+  set_ = c.arms[arm].get('set', {})
+  fixed = 'learning_rate' in set_.get('optim', {}) and 'steps' in set_.get(
+    'train', {}
+  )
+  return not fixed or len(_values(c, arm, own)) > 2
 
 
 def banks(c, arm, own) -> list:

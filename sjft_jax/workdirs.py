@@ -105,8 +105,10 @@ def claim(workdir, settings):
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'--workdir must be a directory; {workdir} is a file.')
   if config.exists():
-    changed = _changes(_stored(config), settings)
+    stored = _stored(config)
+    changed = _changes(stored, settings)
     if not changed:
+      _show_anew(workdir, stored, settings)
       return
     made = [name for name, _ in paths.below(workdir)]
     if any(UNBOUND.isdisjoint(name.split('/')) for name in made):
@@ -157,6 +159,26 @@ def _changes(old, new):
 
 def _is_free(name):
   return name in FREE or _SHOWN.fullmatch(name)
+
+
+def _show_anew(workdir, old, new):
+  """Writes down a title that was mended, and has the page made again."""
+  old, new = (
+    {name: value for name, value in _flat(c).items() if _SHOWN.fullmatch(name)}
+    for c in (old, new)
+  )
+  if old == new:
+    return
+  config = workdir / 'config.json'
+  value = files.read_json(config)
+  for arm, spec in value['settings']['arms'].items():
+    for name in 'title', 'published':
+      spec.pop(name, None)
+      if (shown := f'arms.{arm}.{name}') in new:
+        spec[name] = new[shown]
+  # First the page, without which this is begun again.
+  (workdir / 'report' / 'index.html').unlink(missing_ok=True)
+  files.write_json(config, value)
 
 
 def provenance():

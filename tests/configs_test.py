@@ -130,13 +130,16 @@ def test_an_unknown_row_is_refused():
     flowers.get_config('best')
 
 
-PAGES = 'index', 'guide', 'paper', 'photographs', 'scale'
-DOCUMENTS = ['README.md', *(f'docs/{name}.md' for name in PAGES)]
+ROOT = CONFIGS.parent
+DOCUMENTS = [
+  path.relative_to(ROOT).as_posix()
+  for path in (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')))
+]
 
 
 @pytest.mark.parametrize('name', DOCUMENTS)
 def test_the_documents_name_settings_and_configs_that_exist(name):
-  text = (CONFIGS.parent / name).read_text(encoding='utf-8')
+  text = (ROOT / name).read_text(encoding='utf-8')
   flat = traverse_util.flatten_dict(default.get_config().to_dict(), sep='.')
   flat = {re.sub(r'^source\.main\.', 'source.NAME.', key) for key in flat}
   for setting in re.findall(r'--config\.([\w.]+)', text):

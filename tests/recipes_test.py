@@ -5,6 +5,20 @@ from configs import default
 from sjft_jax import recipes
 
 
+def test_distillation_drops_by_its_own_length(monkeypatch):
+  c, found = default.get_config(), []
+  c.rounds, c.distill.steps = 2, 40
+  monkeypatch.setattr(
+    recipes.optim, 'step_schedule', lambda *args: found.append(args[1])
+  )
+  monkeypatch.setattr(
+    recipes.train, 'make_step', lambda *args, **settings: None
+  )
+  for m, steps in ((0, c.train.steps), (c.rounds, c.distill.steps)):
+    recipes.make(c, 'a network', (), m, steps, 'a mesh')
+  assert found == [[2400], [24]]
+
+
 @pytest.mark.parametrize(
   ('steps', 'drops'),
   [(4000, {2400: 1, 3200: 1}), (40, {24: 1, 32: 1}), (1, {0: 2})],

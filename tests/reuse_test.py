@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 
 import cv2
 import numpy as np
@@ -107,3 +108,17 @@ def test_edges_move_to_the_nearest():
   )
   moved = reuse.snap(target, fine).edges_cb
   np.testing.assert_array_equal(moved, [[-2, -2, -2, 0, 3, 3, 8]])
+
+
+def test_images_that_cannot_be_read_again_make_a_block_of_none(case):
+  source, fine, (target, _) = case
+
+  def stale(i):
+    raise OSError(errno.ESTALE, 'Stale file handle')
+
+  gone = dataclasses.replace(source, read=stale)
+  moved = reuse.snap(target, fine)
+  merged = reuse.Merged(streams.Described(fine, gone), moved)
+  (block,) = merged.again(np.array([3, 17]), 8)
+  assert block.counts_nd.shape == (0, len(moved.weight_d))
+  assert streams.passing(block.bad) == [3, 17]

@@ -197,7 +197,9 @@ def test_one_search_is_of_one_kind_of_machine(
       log = np.log
       patch.setattr(np, 'log', lambda x: np.nextafter(log(x), 0))
     for share in ((0, 2), (1, 2)):
-      with pytest.raises(UserError, match='here, on x, jaxlib 9, than where'):
+      with pytest.raises(
+        UserError, match=r'begun on .*; here, on x, jaxlib 9, '
+      ):
         find((describer, target, source), share=share, **settings)
   assert kept == {path: path.read_bytes() for path in tmp_path.iterdir()}
   assert_same(find(case, k=12), find(case, **settings))
@@ -275,7 +277,10 @@ def outage(case, lost, times, **settings):
   )
 
 
-def test_an_outage_ends_the_search_and_leaves_nothing_of_itself(case, tmp_path):
+def test_an_outage_ends_the_search_and_leaves_nothing_of_itself(
+  case, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(search, '_AGAIN', 2)
   with pytest.raises(UserError, match=r'5 or more of 40 .* s:41 among'):
     outage(case, range(41, 60), 1, directory=tmp_path)
   kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -284,6 +289,15 @@ def test_an_outage_ends_the_search_and_leaves_nothing_of_itself(case, tmp_path):
   assert_same(again, find(case, k=12))
   for name, content in kept.items():
     assert (tmp_path / name).read_bytes() == content
+
+
+def test_what_still_cannot_be_read_counts_by_the_whole_source(case, tmp_path):
+  with pytest.raises(UserError, match=r'16 or more of 150 .* s:41 among'):
+    outage(case, range(41, 60), 2, directory=tmp_path)
+  assert not (tmp_path / 'shard-40-80.npz').exists()
+  # Fifteen are a tenth.
+  found = outage(case, range(41, 56), 2)
+  assert sum('stale' in why for why in found.bad.values()) == 15
 
 
 def test_a_few_images_that_cannot_be_read_are_asked_for_once_more(case):

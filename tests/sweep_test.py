@@ -400,6 +400,9 @@ def test_an_arm_keeps_the_rate_and_the_length_that_it_sets(
   assert found['chosen'] == {'learning_rate': 0.3, 'steps': 10}
   tuned = arms.settings_of(c, 'picked', 0, {'picked': found})
   assert tuned.to_dict() == own.to_dict()
+  # Then there is nothing to try.
+  assert not tuning.is_open(c, 'picked', own)
+  assert tuning.is_open(c, 'plain', arms.settings_of(c, 'plain', 0))
   # One of the two may be set, and the other tuned.
   c.arms.picked.set = ConfigDict(dict(optim=dict(learning_rate=0.3)))
   own = arms.settings_of(c, 'picked', 0)
@@ -421,11 +424,14 @@ def test_a_title_may_be_mended_in_a_resumed_sweep(tmp_path, monkeypatch):
   c.seeds, c.tune.folds = 2, 0
   c.arms.picked.title, c.arms.picked.published = 'Pikced', 125
   experiment.run(c, workdir, None)
-  shutil.rmtree(workdir / 'report')
   c.arms.picked.title, c.arms.picked.published = 'Picked', 12.5
   experiment.run(c, workdir, None)
   value = results(workdir)['arms']['picked']
   assert (value['title'], value['published']) == ('Picked', 12.5)
+  page = workdir / 'report' / 'index.html'
+  assert 'Pikced' not in page.read_text()
+  config = json.loads((workdir / 'config.json').read_text())
+  assert config['settings'] == json.loads(json.dumps(c.to_dict()))
   # What an arm does is bound.
   shutil.rmtree(workdir / 'report')
   c.arms.both.all_rounds = False
@@ -511,6 +517,7 @@ def test_the_page_is_of_the_images_that_its_run_had(tmp_path):
     ({'tune.source_weights': (1.0, -0.1)}, 'must fall'),
     ({'tune.source_weights': (1.0, 0.0)}, 'folds >= 5'),
     ({'tune.initial': (0,)}, 'numbers of neighbours'),
+    ({'target.folds': 2}, r'^tune cuts folds of its own .*folds=0; came 2'),
     ({'tune.banks': {'a/b': {}}}, 'letters and digits'),
     ({'tune.banks': {'a': {'bins': 1}}}, 'bins must be at least 2'),
     ({'tune.banks': {'a': {'beans': 9}}}, 'tune.banks.a names beans'),

@@ -4,8 +4,8 @@ A target's file names its data, K0 and published numbers, and takes its rows
 from here. Data sets are looked for in data/ as `python -m sjft_jax.prepare`
 leaves them, weights in weights/ as `python -m sjft_jax.convert` does:
 
-  weights/resnet152.safetensors  the authors', see README.md; for torchvision's
-                                 add --config.model.variant=v1.5
+  weights/resnet152.safetensors  the authors', see docs/weights.md; for
+                                 torchvision's add --config.model.variant=v1.5
   weights/alexnet.safetensors    BVLC's AlexNet, for the descriptors
 
 All arms see equally many updates: K stays as it is in those without rounds.

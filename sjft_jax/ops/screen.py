@@ -86,8 +86,8 @@ def lifted(counts_sd, operands, group, epsilon):
   part_sd = jax.lax.dynamic_slice_in_dim(
     counts_sd, group * width, width, axis=1
   )
-  # A product is rounded alike on every device; a division need not be, and XLA
-  # may make it a product.
+  # A product is rounded once at most, on every device; a division need not be,
+  # and XLA may make it a product.
   fraction_sd = part_sd.astype(jnp.float32) * share_d[None]
   log_sd = jnp.log(fraction_sd + epsilon) - log_centre_d[None]
   return (

@@ -105,14 +105,14 @@ def curves(
           line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0
         )
       n = len(line.x)
-      step = max(1, round(n / MARKED)) if n > FEW else 1
+      step = max(len(style), round(n / MARKED)) if n > FEW else 1
       # Each a little later than the last, so that none hides another.
       axes.plot(
         line.x,
         line.y,
         color=colour,
         marker=marker,
-        markevery=(i * step // len(style), step),
+        markevery=(i % step, step),
       )
 
   alt = [f'{title} in {y_label} by {x_label}.']
@@ -206,11 +206,13 @@ def bars(name, title, x_label, y_label, bar_n, line_n, labels, starts) -> dict:
 
 
 def has_k(settings) -> bool:
-  """Whether K decides what a run with these settings borrows.
+  """Whether K decides what a run with these settings trains on.
 
   Args:
     settings: of its config.json; those it lacks are as by default.
   """
+  if settings.get('train', {}).get('by_hardness'):
+    return True  # It decides how often an image comes.
   images = settings.get('budget', {}).get('images', 0)
   rule = settings.get('selection', 'neighbours')
   # Random images are as many as K makes them, or as many as are asked for.

@@ -36,7 +36,7 @@ def context(workdir, target, source) -> dict:
   shown = {
     'name': workdir.name,
     'target': data.get('target'),
-    'rounds': wording.typeset_table(round_table(rounds)),
+    'rounds': wording.typeset_table(round_table(rounds, settings)),
     'plots': list(filter(None, _run_plots(workdir, results, budgets))),
     'classes': [],
     'lending': [],
@@ -118,18 +118,24 @@ def _facts(results, data, lent) -> list[tuple[str, str]]:
   return facts
 
 
-def round_table(rounds) -> list[list[str]]:
-  """Head and rows of the table of rounds, in plain ASCII."""
+def round_table(rounds, settings) -> list[list[str]]:
+  """Head and rows of the table of rounds, in plain ASCII.
+
+  Args:
+    rounds: of results.json.
+    settings: of config.json; K is left out where it decides nothing.
+  """
   accuracies = ('mean_class_accuracy', 'accuracy', 'train_accuracy')
   head = ['Round', 'Mean class accuracy, %', 'Accuracy, %']
   rows = [[*head, 'Training accuracy, %', 'Mean K', 'Images borrowed']]
   for r in rounds:
     borrowed = record.borrowed(r)
+    k = borrowed and plots.has_k(settings) and r.get('mean_k')
     rows.append(
       [
         str(r['round']),
         *(wording.percent(r.get(name)) for name in accuracies),
-        wording.short(r['mean_k']) if borrowed and r.get('mean_k') else '-',
+        wording.short(k) if k else '-',
         wording.count(borrowed),
       ]
     )

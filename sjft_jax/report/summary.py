@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from sjft_jax.report import comparison, record, run, wording
 
 
-def table(results: Mapping) -> str:
+def table(results: Mapping, settings: Mapping) -> str:
   """The plain-text table of a comparison or of a run, and its seconds.
 
   Args:
     results: the value of `results.json`.
+    settings: of the run or the comparison.
 
   Returns:
     Aligned lines. Of a comparison, per arm: mean class accuracy in per cent,
@@ -32,7 +33,7 @@ def table(results: Mapping) -> str:
         *wording.aligned(borrowed),
       ]
   elif results.get('rounds'):
-    lines = wording.aligned(run.round_table(results['rounds']))
+    lines = wording.aligned(run.round_table(results['rounds'], settings))
   stages = ', '.join(f'{name} {s}' for name, s, _ in record.seconds(results))
   if stages:
     lines += ['', *textwrap.wrap(f'Seconds: {stages}', 100)]

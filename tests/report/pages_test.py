@@ -690,7 +690,7 @@ def test_images_of_another_data_set_are_refused(tmp_path, target, pool):
 
 def test_summary_table_of_a_comparison(comparison):
   comparison['arms']['a-5']['title'] = 'selective'
-  assert summary.table(comparison).splitlines() == [
+  assert summary.table(comparison, {}).splitlines() == [
     '              Mean class                         Points against',
     'Arm          accuracy, %  Rounds fused, %           target only'
     '        Verdict',
@@ -716,7 +716,7 @@ def test_summary_table_is_one_where_it_fits(comparison):
   comparison['arms']['a-5']['title'] = 'selective'
   for each in comparison['arms'].values():
     each['fused'] = each['mean_class_accuracy']
-  lines = summary.table(comparison).splitlines()
+  lines = summary.table(comparison, {}).splitlines()
   assert len(lines) == 2 + 1 + 3 + 2
   assert max(map(len, lines)) <= 100
   assert lines[4].split()[-3:] == ['gain', '1,234', '2']
@@ -725,7 +725,7 @@ def test_summary_table_is_one_where_it_fits(comparison):
 def test_summary_table_of_a_run(tmp_path, target, pool):
   make_run(tmp_path, target, pool)
   results = json.loads((tmp_path / 'results.json').read_text())
-  *_, last, _, seconds = summary.table(results).splitlines()
+  *_, last, _, seconds = summary.table(results, {}).splitlines()
   assert last.split() == ['1', '71.2', '51.2', '91.2', '4.25', '9']
   assert seconds == 'Seconds: search 1.5, train 1,234.5'
 
@@ -742,7 +742,7 @@ def test_summary_table_of_a_run(tmp_path, target, pool):
 )
 def test_a_gain_is_claimed_only_above_zero(comparison, interval, verdict):
   comparison['arms']['a']['difference_interval'] = interval
-  line = summary.table(comparison).splitlines()
+  line = summary.table(comparison, {}).splitlines()
   row = next(text for text in line if text.startswith('random'))
   assert f'  {verdict}' in row
 

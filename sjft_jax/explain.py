@@ -166,15 +166,25 @@ def _picture(pictures, names, share_cb, target_d, source_d, bank, order):
 
 def _work(argv):
   parser = argparse.ArgumentParser(
-    prog='python -m sjft_jax.explain', description=__doc__.splitlines()[0]
+    prog='python -m sjft_jax.explain',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--workdir', required=True, help='directory of a run')
   parser.add_argument(
-    '--out', help='where the picture and the table go, without suffix'
+    '--workdir',
+    required=True,
+    help='directory of a run; of a comparison, one of its runs/<arm>-<seed>',
+  )
+  parser.add_argument(
+    '--out',
+    help='where picture and table go, without suffix; default: '
+    'WORKDIR/explain/pair',
   )
   parser.add_argument('--top', type=int, default=10, help='filters printed')
-  parser.add_argument('target', metavar='TARGET_ID')
-  parser.add_argument('source', metavar='SOURCE_ID')
+  for side in 'target', 'source':
+    parser.add_argument(
+      side, metavar=f'{side.upper()}_ID', help='as neighbours.parquet has it'
+    )
   args = parser.parse_args(argv[1:])
   out = args.out or str(paths.path(args.workdir) / 'explain' / 'pair')
   explain(args.workdir, args.target, args.source, out, args.top)

@@ -19,9 +19,15 @@ from sjft_jax.export_formats import FORMATS
 
 def _work(argv):
   parser = argparse.ArgumentParser(
-    prog='python -m sjft_jax.export', description=__doc__.splitlines()[0]
+    prog='python -m sjft_jax.export',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--workdir', required=True, help='directory of a run')
+  parser.add_argument(
+    '--workdir',
+    required=True,
+    help='directory of a run; of a comparison, one of its runs/<arm>-<seed>',
+  )
   parser.add_argument(
     '--to',
     required=True,

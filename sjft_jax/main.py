@@ -1,8 +1,9 @@
 """The one command: python -m sjft_jax.main --config=FILE --workdir=DIR.
 
 The same command again goes on where it was stopped. Settings of the config
-are changed by flags: --config.group.field=value. With --multihost it is given
-once for each of several processes, which work together.
+are changed by flags: --config.train.steps=400; configs/default.py lists them,
+and tuples need quotes. With --multihost the command is given once for each of
+several processes, which work together.
 """
 
 import ast
@@ -25,7 +26,9 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of the run; the same one again resumes.'
 )
 _MULTIHOST = flags.DEFINE_bool(
-  'multihost', False, 'Work together with the other processes given this.'
+  'multihost',
+  False,
+  'Several processes, each given this command, work on one run.',
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator',
@@ -36,7 +39,7 @@ _COORDINATOR = flags.DEFINE_string(
 _PROCESSES = flags.DEFINE_integer(
   'processes',
   None,
-  'How many there are; default: JAX_NUM_PROCESSES, or as for --coordinator.',
+  'How many processes; default: JAX_NUM_PROCESSES, or as for --coordinator.',
 )
 _PROCESS = flags.DEFINE_integer(
   'process',

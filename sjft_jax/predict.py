@@ -82,9 +82,15 @@ def predict(workdir, images, *, fuse, batch):
 
 def _work(argv):
   parser = argparse.ArgumentParser(
-    prog='python -m sjft_jax.predict', description=__doc__.splitlines()[0]
+    prog='python -m sjft_jax.predict',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--workdir', required=True, help='directory of a run')
+  parser.add_argument(
+    '--workdir',
+    required=True,
+    help='directory of a run; of a comparison, one of its runs/<arm>-<seed>',
+  )
   parser.add_argument('--json', action='store_true', help='one object a line')
   parser.add_argument('--top', type=int, default=1, help='classes per image')
   parser.add_argument(

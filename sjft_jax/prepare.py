@@ -165,13 +165,18 @@ def _write(builder, manual_dir, digests):
 
 def _work(argv):
   parser = argparse.ArgumentParser(
-    prog='python -m sjft_jax.prepare', description=__doc__.splitlines()[0]
+    prog='python -m sjft_jax.prepare',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('--dataset', required=True, help=', '.join(NAMES))
   parser.add_argument(
     '--data_dir', required=True, help='where prepared sets are kept'
   )
-  parser.add_argument('--manual_dir', help='where you put the archives')
+  parser.add_argument(
+    '--manual_dir',
+    help='where you put the archives; left out, the command says which',
+  )
   parser.add_argument(
     '--skip_digests',
     action='store_true',

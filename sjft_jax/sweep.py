@@ -8,7 +8,7 @@ again. What `main` does with a config that has arms; one without is refused.
 
 import sys
 
-from absl import app
+from absl import app, flags
 
 from sjft_jax import main
 from sjft_jax.errors import UserError
@@ -24,4 +24,5 @@ def _accept(c):
 
 if __name__ == '__main__':
   app.define_help_flags()
+  flags.adopt_module_key_flags(main)  # for --help
   sys.exit(main.run(sys.argv, _accept))

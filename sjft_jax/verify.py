@@ -125,9 +125,15 @@ def _describe(describer, dataset):
 
 def _work(argv):
   parser = argparse.ArgumentParser(
-    prog='python -m sjft_jax.verify', description=__doc__.splitlines()[0]
+    prog='python -m sjft_jax.verify',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--workdir', required=True, help='directory of a run')
+  parser.add_argument(
+    '--workdir',
+    required=True,
+    help='directory of a run; of a comparison, one of its runs/<arm>-<seed>',
+  )
   parser.add_argument('--targets', type=int, default=16, help='images drawn')
   parser.add_argument('--sources', type=int, default=256, help='images drawn')
   parser.add_argument('--seed', type=int, default=0, help='of the draw')

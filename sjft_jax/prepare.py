@@ -57,7 +57,8 @@ def prepare(
     digests: whether archives must have the digests that were published.
 
   Returns:
-    {split: (number of images, digest)}, read back from what was written.
+    {split: (number of images, digest)}, read back from what was written, once:
+    later, of the same files, as the user's cache has it.
 
   Raises:
     UserError: if there is no such set, or an archive is missing, damaged,

@@ -153,12 +153,14 @@ def _changes(old, new):
   return [
     f'{name} was {old.get(name)!r}, now {new.get(name)!r}'
     for name in sorted(old.keys() | new.keys())
-    if not _is_free(name) and old.get(name) != new.get(name)
+    if not _is_free(name, old, new) and old.get(name) != new.get(name)
   ]
 
 
-def _is_free(name):
-  return name in FREE or _SHOWN.fullmatch(name)
+def _is_free(name, old, new):
+  # Of an arm that takes all as it is, the title is all there is.
+  arm = _SHOWN.fullmatch(name) and f'{name.rpartition(".")[0]}.title'
+  return name in FREE or bool(arm and arm in old and arm in new)
 
 
 def _show_anew(workdir, old, new):

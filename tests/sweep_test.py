@@ -22,6 +22,7 @@ from sjft_jax import (
   mesh,
   rounds,
   tuning,
+  workdirs,
 )
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
@@ -574,6 +575,12 @@ def test_one_run_is_no_sweep(tmp_path, config):
   assert done.returncode == 2
   assert done.stderr.count('\n') == 1
   assert 'needs a config with arms' in done.stderr
+
+
+def test_a_second_start_is_refused_while_the_first_one_works(tmp_path):
+  with workdirs.held(tmp_path), pytest.raises(UserError, match='is in use'):
+    experiment.run(small(), tmp_path, None)
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_comparison_has_seeds_of_its_own(tmp_path):

@@ -68,6 +68,19 @@ def test_two_starts_do_not_work_in_one_directory(tmp_path):
     workdirs.claim(run, SETTINGS)
 
 
+def test_an_arm_that_is_but_a_title_does_not_come_or_go(tmp_path):
+  arms = {'a': {'title': 'A'}, 'b': {'title': 'B', 'set': {'seed': 1}}}
+  workdirs.claim(tmp_path, SETTINGS | {'arms': arms})
+  (tmp_path / 'metrics.jsonl').write_text('')
+  other = arms | {'a': {'title': 'Mended', 'published': 9.5}}
+  workdirs.claim(tmp_path, SETTINGS | {'arms': other})
+  stored = json.loads((tmp_path / 'config.json').read_text())
+  assert stored['settings']['arms'] == other
+  for wrong in (arms | {'c': {'title': 'C'}}, {'b': arms['b']}):
+    with pytest.raises(UserError, match=r'arms\.[ac]\.title was'):
+      workdirs.claim(tmp_path, SETTINGS | {'arms': wrong})
+
+
 def test_what_only_stops_a_run_may_change_under_it(tmp_path):
   workdirs.claim(tmp_path, SETTINGS | {'max_bad_fraction': 0.1})
   (tmp_path / 'metrics.jsonl').write_text('')

@@ -227,7 +227,12 @@ def _walked(root):
         folders.append(entry.name)
       elif _is_image(entry.name):
         loose.append(entry.name)
-      elif entry.is_symlink() and _size(entry.path) < 0:
+      elif (
+        # A file of another kind has a suffix.
+        not os.path.splitext(entry.name)[1]
+        and entry.is_symlink()
+        and _size(entry.path) < 0
+      ):
         raise errors.UserError(
           f'{legible(entry.path)} is a link that leads nowhere; where it led '
           'there may have been a class: mend the link, or remove it.'
@@ -325,6 +330,11 @@ def _listed(path, setting: str) -> Dataset:
   # Not where a link to the csv leads: a cache of downloads, or git-annex, keeps
   # every file elsewhere, by a name of its own.
   root = path.parent if paths.in_store(path) else path.absolute().parent
+  if not paths.in_store(path) and path.is_symlink() and rows and rows[0][1]:
+    # Unless the images lie there, and not here.
+    there = path.resolve().parent
+    if not (root / rows[0][1]).exists() and (there / rows[0][1]).exists():
+      root = there
   base = str(root).partition('://')[2] or os.path.normpath(root)
   inside, seen = os.path.join(base, ''), {}
   for line, name, label in rows:
@@ -385,14 +395,13 @@ def image_files(root: str) -> Iterator[str]:
     try:
       with os.scandir(folder) as entries:
         for entry in entries:
-          (folders if _is_folder(entry) else names).append(entry.name)
+          if not entry.name.startswith('.'):
+            (folders if _is_folder(entry) else names).append(entry.name)
     except OSError as e:
       raise paths.unreadable(legible(str(e.filename or folder)), e) from e
     # Sorted, so that of two links to one folder the same is taken everywhere.
     left += [
-      os.path.join(folder, name)
-      for name in sorted(folders, reverse=True)
-      if not name.startswith('.')
+      os.path.join(folder, name) for name in sorted(folders, reverse=True)
     ]
     yield from (os.path.join(folder, name) for name in names if _is_image(name))
 
@@ -524,6 +533,8 @@ def _tfds(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
   )
 
 
+# Names of large sets take gigabytes: these are read from the disk again.
+_KEPT_BYTES = 2**26
 # (ids, labels, bytes) of what this process has opened, by `_files_digest`.
 _opened: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
@@ -545,11 +556,16 @@ def _kept(builder, part: str, key: str | None, records):
     with np.load(path, allow_pickle=False) as stored:
       found = tuple(stored[name] for name in names)
     if {len(column) for column in found} == {len(records)}:
-      _opened[digest] = found
-      return found
-  found = _opened[digest] = _listing(records, key)
+      return _keep(digest, found)
+  found = _keep(digest, _listing(records, key))
   with contextlib.suppress(OSError), files.replacing(path, shared=True) as file:
     np.savez_compressed(file, **dict(zip(names, found, strict=True)))
+  return found
+
+
+def _keep(digest, found):
+  if found[0].nbytes < _KEPT_BYTES:
+    _opened[digest] = found
   return found
 
 

@@ -6,6 +6,7 @@ table finished. Reading takes one part at a time, so that memory does not grow
 with the set.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
@@ -76,7 +77,11 @@ def table(
         fields = vars(part) | {'owner': part.owner - first}
         # What could not be read may be readable later.
         if not part.lost:
-          with files.replacing(path, shared=True) as file:
+          # The cache of a user without a home is nowhere.
+          with (
+            contextlib.suppress(NotADirectoryError),
+            files.replacing(path, shared=True) as file,
+          ):
             np.savez(file, **{k: fields[k] for k in _FIELDS})
       bar.update(last - start - bar.n)
       yield part

@@ -27,7 +27,7 @@ from sjft_jax import errors, paths
 SUFFIXES = ('.zip', '.tar', '.tar.gz', '.tgz')
 # Bytes between two points of a tar.gz, the least; points, about the most.
 _SPACING, _POINTS = 256 * 2**10, 8192
-_AT_A_TIME = 64 * 2**10  # bytes that are read of a tar.gz
+_AT_A_TIME = 256 * 2**10  # bytes that are read of a tar.gz
 _STEP = 4096  # bytes, the least that zipfile reads at a time
 # Bytes of a zip's header before a member, without and with its two longest
 # fields.

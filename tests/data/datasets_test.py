@@ -306,6 +306,24 @@ def test_the_images_of_a_linked_csv_lie_beside_the_link(tmp_path, monkeypatch):
     assert pool.sizes.tolist() == [3, 5]
 
 
+def test_a_csv_that_was_linked_alone_is_read_where_its_images_lie(tmp_path):
+  _write(tmp_path, 'set/im/1.jpg', data=b'one')
+  _write(tmp_path, 'set/list.csv', data=b'path,label\nim/1.jpg,a\n')
+  (tmp_path / 'home').mkdir()
+  (tmp_path / 'home/list.csv').symlink_to(tmp_path / 'set/list.csv')
+  pool = _pool(tmp_path / 'home/list.csv')
+  assert pool.read(0) == b'one'
+  assert pool.digest == _pool(tmp_path / 'set/list.csv').digest
+
+
+def test_links_that_are_neither_images_nor_classes_do_not_matter(tmp_path):
+  _write(tmp_path, 'a/1.jpg', 'b/2.jpg')
+  before = _pool(tmp_path).digest
+  for name in ('README.md', '.old', 'a/.old', 'a/notes.txt'):
+    (tmp_path / name).symlink_to(tmp_path / 'nowhere')
+  assert _pool(tmp_path).digest == before
+
+
 def test_a_csv_does_not_lead_out_of_its_folder_by_a_link(tmp_path):
   _write(tmp_path, 'away/deep/0.jpg', 'away/1.jpg', data=b'secret')
   path = _csv(tmp_path / 'set', 'path,label\nlink/../1.jpg,a\n')

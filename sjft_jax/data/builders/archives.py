@@ -202,12 +202,15 @@ def check_digest(path: pathlib.Path, needed: str) -> None:
     UserError: if it is, or if it cannot be read now.
   """
   sha = hashlib.new('md5' if len(needed) == 32 else 'sha256')
-  with (
-    reading(path),
-    path.open('rb') as file,
-    progress.bar(path.stat().st_size, f'digest of {path.name}', 'B') as bar,
-  ):
-    while data := file.read(1 << 22):
+  with reading(path):
+    size, file = path.stat().st_size, path.open('rb')
+  # What the bar's terminal refuses is no fault of the archive.
+  with file, progress.bar(size, f'digest of {path.name}', 'B') as bar:
+    while True:
+      with reading(path):
+        data = file.read(1 << 22)
+      if not data:
+        break
       sha.update(data)
       bar.update(len(data))
   if sha.hexdigest() != needed:

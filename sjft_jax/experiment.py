@@ -50,8 +50,8 @@ def run(c, workdir, mesh):
 
     def is_finished():
       stack.enter_context(workdirs.held(workdir))
-      workdirs.claim(workdir, c.to_dict())
-      return page.exists()
+      renamed = workdirs.claim(workdir, c.to_dict())
+      return page.exists() and not renamed
 
     if processes.told(is_finished):
       print(f'{workdir} is finished: nothing was done, nothing has changed.\n')
@@ -94,6 +94,7 @@ def _compare(c, workdir, mesh):
 
   def finish():
     files.write_json(workdir / 'results.json', results | workdirs.provenance())
+    workdirs.show_anew(workdir, c.to_dict())
     # One run stands for all in the galleries: the last arm's first seed.
     directory, shown = arms.example(c, workdir)
     pages.write_comparison(workdir, directory, *seen(shown, directory))

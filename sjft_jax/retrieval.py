@@ -133,22 +133,25 @@ def _claim(directory, key):
     UserError: if they are of another one.
   """
   begun, now = directory / 'begun.json', {'key': key, 'build': search.BUILD}
+  machine = describe.machine()
   finished = directory / certificate.NAME
   if finished.exists():
     same = certificate.key(directory) == key
     begun.unlink(missing_ok=True)
   elif begun.exists():
-    same = files.read_json(begun) == now
-    shards = directory / 'shards'
-    if same and not any(shards.glob('shard-*.npz')):
-      # Nothing is there yet that binds it to a kind of machine.
-      paths.remove_tree(shards)
+    stored = files.read_json(begun)
+    other = stored.pop('machine', None) != machine
+    same = stored == now
+    if same and other and not any(directory.glob('shards/shard-*.npz')):
+      # No work is lost if it begins anew on this kind.
+      paths.remove_tree(directory)
+      files.write_json(begun, now | {'machine': machine})
   else:
     # What a build without this file began.
     paths.remove_tree(directory)
     same = not any((directory / n).exists() for n in ('edges.npz', 'shards'))
     if same:
-      files.write_json(begun, now)
+      files.write_json(begun, now | {'machine': machine})
   if not same:
     raise UserError(
       f'{directory} holds a search of other images, edges or filter weights, '
@@ -160,14 +163,18 @@ def _search(c, target, source, directory, key, mesh):
   """This process's share of the search; the first process writes the files."""
   # A cache is of the whole source, whatever is withheld for this target.
   whole = source.whole or source
-  fine = _open_fine(c, whole, mesh) if c.describe.fine_bins else None
+  # One cache for all processes; whether they describe alike, shards tell.
+  machine = processes.told(describe.machine)
+  fine = None
+  if c.describe.fine_bins:
+    fine = _open_fine(c, whole, mesh, machine)
   describer = open_describer(c, directory, mesh, fit_on=target, fine=fine)
   described = streams.Described(describer, target)
   kept = fine or describer
   stream = streams.Described(kept, whole)
   if c.search.cache:
     stream = streams.Cached(
-      kept, whole, c.search.cache, _cache_key(c, kept, whole)
+      kept, whole, c.search.cache, _cache_key(c, kept, whole, machine)
     )
   if source.whole:
     stream = streams.Within(stream, source.place)
@@ -282,12 +289,12 @@ def reopen(workdir, mesh) -> Search:
   )
 
 
-def _open_fine(c, source, mesh):
+def _open_fine(c, source, mesh, machine):
   """The describer of the source's fine bins, kept in the cache."""
   bank = describe.load_bank(c.describe)
   run_on = dict(mesh=mesh, batch=c.describe.batch, threads=c.threads)
   parts = [source.digest, c.describe.fine_bins, *_bank_parts(c)]
-  key = _digest([*parts, describe.machine()])
+  key = _digest([*parts, machine])
   edges = pathlib.Path(c.search.cache).expanduser() / f'{key}.edges.npz'
   if processes.told(edges.exists):
     return describe.load(edges, bank, **run_on)
@@ -362,14 +369,14 @@ def _key(c, target, source):
   return _digest(parts)
 
 
-def _cache_key(c, describer, source):
+def _cache_key(c, describer, source, machine):
   """Digest of all that the source's counts depend on; the bins are edges.
 
   Of another kind of machine they may differ in single pixels.
   """
   edges = np.ascontiguousarray(describer.edges_cb, '<f4').tobytes()
   parts = [source.digest, hashlib.sha256(edges).hexdigest(), *_bank_parts(c)]
-  return _digest([*parts, describe.machine()])
+  return _digest([*parts, machine])
 
 
 def _bank_parts(c):

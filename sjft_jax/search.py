@@ -199,6 +199,13 @@ def nearest(
   for shard in shards.ranges:
     if shard not in done and shard not in mine:
       take(shard, shards.wait(shard))
+  lost = streams.passing(bad.items())
+  if len(lost) > max_bad_fraction * len(source):
+    # A few of every shard: these are read again by the next start.
+    shards.forget(lost)
+    streams.refuse_outage(
+      lost, source.dataset.ids, len(source), max_bad_fraction
+    )
   beyond_q = table.distance_qk[:, k].copy()
   table = Table(table.distance_qk[:, :k], table.index_qk[:, :k])
   return Found(
@@ -281,6 +288,13 @@ class _Shards:
 
   def _path(self, shard):
     return self._directory / f'shard-{shard[0]}-{shard[1]}.npz'
+
+  def forget(self, positions):
+    """Removes the shards that hold any of these positions."""
+    if self._directory:
+      for start, stop in self.ranges:
+        if any(start <= i < stop for i in positions):
+          self._path((start, stop)).unlink(missing_ok=True)
 
   def has(self, shard):
     return bool(self._directory) and self._path(shard).exists()

@@ -95,6 +95,9 @@ def claim(workdir, settings):
     workdir: the directory; made when it is missing.
     settings: every resolved setting, nested dict of JSON values.
 
+  Returns:
+    Whether something that is only shown has changed, for `show_anew` to write.
+
   Raises:
     UserError: if it holds anything else, or a run with other settings.
   """
@@ -108,8 +111,7 @@ def claim(workdir, settings):
     stored = _stored(config)
     changed = _changes(stored, settings)
     if not changed:
-      _show_anew(workdir, stored, settings)
-      return
+      return _shown(stored) != _shown(settings)
     made = [name for name, _ in paths.below(workdir)]
     if any(UNBOUND.isdisjoint(name.split('/')) for name in made):
       raise UserError(
@@ -134,6 +136,7 @@ def claim(workdir, settings):
       'of a run. Choose a new or empty --workdir.'
     )
   files.write_json(config, {'settings': settings, **provenance()})
+  return False
 
 
 def _stored(config):
@@ -163,23 +166,23 @@ def _is_free(name, old, new):
   return name in FREE or bool(arm and arm in old and arm in new)
 
 
-def _show_anew(workdir, old, new):
-  """Writes down a title that was mended, and has the page made again."""
-  old, new = (
-    {name: value for name, value in _flat(c).items() if _SHOWN.fullmatch(name)}
-    for c in (old, new)
-  )
-  if old == new:
+def _shown(settings):
+  """What is only shown, by its name."""
+  flat = _flat(json.loads(json.dumps(settings)))
+  return {name: value for name, value in flat.items() if _SHOWN.fullmatch(name)}
+
+
+def show_anew(workdir, settings):
+  """Writes down what is only shown, as it is in these settings."""
+  config = paths.path(workdir) / 'config.json'
+  value, shown = files.read_json(config), _shown(settings)
+  if _shown(value['settings']) == shown:
     return
-  config = workdir / 'config.json'
-  value = files.read_json(config)
   for arm, spec in value['settings']['arms'].items():
     for name in 'title', 'published':
       spec.pop(name, None)
-      if (shown := f'arms.{arm}.{name}') in new:
-        spec[name] = new[shown]
-  # First the page, without which this is begun again.
-  (workdir / 'report' / 'index.html').unlink(missing_ok=True)
+      if f'arms.{arm}.{name}' in shown:
+        spec[name] = shown[f'arms.{arm}.{name}']
   files.write_json(config, value)
 
 

@@ -295,6 +295,13 @@ def test_what_still_cannot_be_read_counts_by_the_whole_source(case, tmp_path):
   with pytest.raises(UserError, match=r'16 or more of 150 .* s:41 among'):
     outage(case, range(41, 60), 2, directory=tmp_path)
   assert not (tmp_path / 'shard-40-80.npz').exists()
+  # Also where each shard has but some of them; the others are kept.
+  with pytest.raises(UserError, match=r'16 or more of 150 .* s:32 among'):
+    outage(case, range(32, 48), 2, directory=tmp_path / 'two')
+  kept = sorted(path.name for path in (tmp_path / 'two').glob('shard-*'))
+  assert kept == ['shard-120-150.npz', 'shard-80-120.npz']
+  found = outage(case, (), 0, directory=tmp_path / 'two')
+  assert_same(found, find(case, k=12))
   # Fifteen are a tenth.
   found = outage(case, range(41, 56), 2)
   assert sum('stale' in why for why in found.bad.values()) == 15

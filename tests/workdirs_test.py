@@ -73,7 +73,9 @@ def test_an_arm_that_is_but_a_title_does_not_come_or_go(tmp_path):
   workdirs.claim(tmp_path, SETTINGS | {'arms': arms})
   (tmp_path / 'metrics.jsonl').write_text('')
   other = arms | {'a': {'title': 'Mended', 'published': 9.5}}
-  workdirs.claim(tmp_path, SETTINGS | {'arms': other})
+  assert workdirs.claim(tmp_path, SETTINGS | {'arms': other})
+  workdirs.show_anew(tmp_path, SETTINGS | {'arms': other})
+  assert not workdirs.claim(tmp_path, SETTINGS | {'arms': other})
   stored = json.loads((tmp_path / 'config.json').read_text())
   assert stored['settings']['arms'] == other
   for wrong in (arms | {'c': {'title': 'C'}}, {'b': arms['b']}):

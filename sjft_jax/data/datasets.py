@@ -43,6 +43,9 @@ FIELDS = {
 }
 SUFFIXES = ('.bmp', '.gif', '.jfif', '.jpe', '.jpeg', '.jpg', '.pgm', '.png',
             '.ppm', '.tif', '.tiff', '.webp')  # fmt: skip
+# Links of such names that lead nowhere were no classes.
+_NO_CLASSES = ('.csv', '.gz', '.html', '.json', '.md', '.pdf', '.py', '.tar',
+               '.tsv', '.txt', '.xml', '.yaml', '.yml', '.zip')  # fmt: skip
 # Questions to a disk that wait for their answers at once, and for how many
 # files that is worth it.
 _ASKING, _MANY = 32, 1024
@@ -228,8 +231,7 @@ def _walked(root):
       elif _is_image(entry.name):
         loose.append(entry.name)
       elif (
-        # A file of another kind has a suffix.
-        not os.path.splitext(entry.name)[1]
+        not entry.name.lower().endswith(_NO_CLASSES)
         and entry.is_symlink()
         and _size(entry.path) < 0
       ):
@@ -330,10 +332,12 @@ def _listed(path, setting: str) -> Dataset:
   # Not where a link to the csv leads: a cache of downloads, or git-annex, keeps
   # every file elsewhere, by a name of its own.
   root = path.parent if paths.in_store(path) else path.absolute().parent
-  if not paths.in_store(path) and path.is_symlink() and rows and rows[0][1]:
+  if not paths.in_store(path) and path.is_symlink():
     # Unless the images lie there, and not here.
     there = path.resolve().parent
-    if not (root / rows[0][1]).exists() and (there / rows[0][1]).exists():
+    some = [name for _, name, _ in rows[:9] if name]
+    here = any((root / name).exists() for name in some)
+    if not here and any((there / name).exists() for name in some):
       root = there
   base = str(root).partition('://')[2] or os.path.normpath(root)
   inside, seen = os.path.join(base, ''), {}

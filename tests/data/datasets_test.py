@@ -322,6 +322,9 @@ def test_links_that_are_neither_images_nor_classes_do_not_matter(tmp_path):
   for name in ('README.md', '.old', 'a/.old', 'a/notes.txt'):
     (tmp_path / name).symlink_to(tmp_path / 'nowhere')
   assert _pool(tmp_path).digest == before
+  (tmp_path / '001.ak47').symlink_to(tmp_path / 'nowhere')
+  with pytest.raises(errors.UserError, match=r'001\.ak47 is a link that leads'):
+    _pool(tmp_path)
 
 
 def test_a_csv_does_not_lead_out_of_its_folder_by_a_link(tmp_path):

@@ -1,5 +1,6 @@
 """What every command is wrapped in: one line and a code for what went wrong."""
 
+import argparse
 import errno
 import os
 import signal
@@ -15,6 +16,28 @@ _MACHINE = {
   errno.EROFS: 'name a place that can be written to',
   errno.EACCES: 'give yourself the right to it, or name another place',
 }
+
+
+def parser(name, doc, of_a_run=False) -> argparse.ArgumentParser:
+  """A parser of the command line that shows the whole docstring as help.
+
+  Args:
+    name: of the module, as in python -m sjft_jax.NAME.
+    doc: its docstring.
+    of_a_run: the command needs --workdir, the directory of a run.
+  """
+  made = argparse.ArgumentParser(
+    prog=f'python -m sjft_jax.{name}',
+    description=doc,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  if of_a_run:
+    made.add_argument(
+      '--workdir',
+      required=True,
+      help='directory of a run; of a comparison, one of its runs/<arm>-<seed>',
+    )
+  return made
 
 
 def guarded(work, *args) -> int:

@@ -15,7 +15,6 @@ trained on: range, means and order of the channels are obeyed wherever they are
 used, the size is the default of describe.resize and describe.crop.
 """
 
-import argparse
 import dataclasses
 import sys
 
@@ -96,11 +95,7 @@ def convert(kind: str, path: str) -> weight_files.Weights:
 
 
 def _work(argv):
-  parser = argparse.ArgumentParser(
-    prog='python -m sjft_jax.convert',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command.parser('convert', __doc__)
   parser.add_argument('--from', required=True, dest='kind', choices=SOURCES)
   parser.add_argument('--to', required=True, help='the .safetensors file')
   parser.add_argument('file', metavar='FILE')

@@ -7,7 +7,6 @@ and per filter, writes every bin to a table and draws the filters that count
 most; ids are those of neighbours.parquet.
 """
 
-import argparse
 import sys
 
 import numpy as np
@@ -165,16 +164,7 @@ def _picture(pictures, names, share_cb, target_d, source_d, bank, order):
 
 
 def _work(argv):
-  parser = argparse.ArgumentParser(
-    prog='python -m sjft_jax.explain',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument(
-    '--workdir',
-    required=True,
-    help='directory of a run; of a comparison, one of its runs/<arm>-<seed>',
-  )
+  parser = command.parser('explain', __doc__, of_a_run=True)
   parser.add_argument(
     '--out',
     help='where picture and table go, without suffix; default: '

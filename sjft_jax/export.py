@@ -9,7 +9,6 @@ image, its label (cls) and a json with its id, its class and all its pairs.
 it as_data_source, without TensorFlow.
 """
 
-import argparse
 import sys
 
 from sjft_jax import command, paths, selected
@@ -18,16 +17,7 @@ from sjft_jax.export_formats import FORMATS
 
 
 def _work(argv):
-  parser = argparse.ArgumentParser(
-    prog='python -m sjft_jax.export',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument(
-    '--workdir',
-    required=True,
-    help='directory of a run; of a comparison, one of its runs/<arm>-<seed>',
-  )
+  parser = command.parser('export', __doc__, of_a_run=True)
   parser.add_argument(
     '--to',
     required=True,

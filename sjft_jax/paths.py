@@ -161,7 +161,8 @@ def _capped(text):
     except FileNotFoundError:
       raise
     except Exception:
-      # Stores have no part of an object that is empty.
+      # Stores refuse a part of an empty object, each by an error of its own;
+      # what is silent stays silent about the size, too.
       with contextlib.suppress(Exception):
         if store.size(text) == 0:
           return b''

@@ -4,7 +4,6 @@ Prints path, class and probability of every image, or with --json one object
 a line. Directories are searched for images.
 """
 
-import argparse
 import json
 import pathlib
 import sys
@@ -81,16 +80,7 @@ def predict(workdir, images, *, fuse, batch):
 
 
 def _work(argv):
-  parser = argparse.ArgumentParser(
-    prog='python -m sjft_jax.predict',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument(
-    '--workdir',
-    required=True,
-    help='directory of a run; of a comparison, one of its runs/<arm>-<seed>',
-  )
+  parser = command.parser('predict', __doc__, of_a_run=True)
   parser.add_argument('--json', action='store_true', help='one object a line')
   parser.add_argument('--top', type=int, default=1, help='classes per image')
   parser.add_argument(

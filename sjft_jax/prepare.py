@@ -8,7 +8,6 @@ archives cannot be read for a while, goes on after the last file of 5,000 images
 that it wrote.
 """
 
-import argparse
 import importlib
 import pathlib
 import shutil
@@ -165,11 +164,7 @@ def _write(builder, manual_dir, digests):
 
 
 def _work(argv):
-  parser = argparse.ArgumentParser(
-    prog='python -m sjft_jax.prepare',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command.parser('prepare', __doc__)
   parser.add_argument('--dataset', required=True, help=', '.join(NAMES))
   parser.add_argument(
     '--data_dir', required=True, help='where prepared sets are kept'

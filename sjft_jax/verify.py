@@ -7,7 +7,6 @@ published, in float64: listed ones must agree, unlisted ones may not be nearer
 than the last that is listed.
 """
 
-import argparse
 import sys
 
 import numpy as np
@@ -124,16 +123,7 @@ def _describe(describer, dataset):
 
 
 def _work(argv):
-  parser = argparse.ArgumentParser(
-    prog='python -m sjft_jax.verify',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument(
-    '--workdir',
-    required=True,
-    help='directory of a run; of a comparison, one of its runs/<arm>-<seed>',
-  )
+  parser = command.parser('verify', __doc__, of_a_run=True)
   parser.add_argument('--targets', type=int, default=16, help='images drawn')
   parser.add_argument('--sources', type=int, default=256, help='images drawn')
   parser.add_argument('--seed', type=int, default=0, help='of the draw')

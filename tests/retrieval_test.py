@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import folders
-from sjft_jax import certificate, mesh, retrieval, search
+from sjft_jax import certificate, describe, mesh, retrieval, search
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
 from tests import small
@@ -210,6 +210,42 @@ def test_an_outage_of_the_source_is_gone_when_its_disk_is_back(
   c = settings()
   c.max_bad_fraction = 0.5
   assert len(find(c, targets[0], away, tmp_path / 'c')[1]) == 17
+
+
+def test_what_holds_no_shard_yet_begins_anew_on_another_machine(
+  sets, tmp_path, monkeypatch
+):
+  source, (target, _) = sets
+  c, run = settings(), tmp_path / 'run'
+
+  def killed(*args, **changes):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(search, 'nearest', killed)
+    with pytest.raises(KeyboardInterrupt):
+      find(c, target, source, run)
+  edges = (run / 'edges.npz').read_bytes()
+  (run / 'edges.npz').write_bytes(b'of a machine that rounds otherwise')
+  machine = describe.machine() | {'processor': 'Abacus 9'}
+  with monkeypatch.context() as patch:
+    patch.setattr(describe, 'machine', lambda: machine)
+    find(c, target, source, run)
+  assert (run / 'edges.npz').read_bytes() == edges
+
+
+def test_caches_of_two_kinds_of_machine_lie_side_by_side(
+  sets, tmp_path, monkeypatch
+):
+  source, (target, _) = sets
+  c = settings(search__cache=str(tmp_path / 'cache'))
+  for at, processor in enumerate(('Abacus 9', 'Abacus 9', 'Comptometer')):
+    machine = describe.machine() | {'processor': processor}
+    with monkeypatch.context() as patch:
+      patch.setattr(describe, 'machine', lambda machine=machine: machine)
+      find(c, target, source, tmp_path / str(at))
+    kept = list((tmp_path / 'cache').iterdir())
+    assert len(kept) == (1, 1, 2)[at]
 
 
 def test_a_batch_may_be_larger_than_a_block(sets, tmp_path, monkeypatch):

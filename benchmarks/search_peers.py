@@ -13,12 +13,13 @@ EPSILON = 2.2204e-16
 
 
 class Data:
-  """Counts in files, mapped into memory."""
+  """Counts, read into memory."""
 
   def __init__(self, path, images):
     path = pathlib.Path(path)
     self.target = np.load(path / 'target.npy')
-    self.source = np.load(path / 'source.npy', mmap_mode='r')[:images]
+    mapped = np.load(path / 'source.npy', mmap_mode='r')
+    self.source = np.array(mapped[:images])
     with np.load(path / 'bins.npz') as stored:
       self.pixels_d, self.weight_d = stored['pixels'], stored['weight']
 
@@ -65,7 +66,8 @@ def ours(data, k, rank, operands):
       operands=operands,
     )
 
-  find(data.source[: k + 2048])  # compiles
+  # Compiles; a whole shard, as programs depend on its length.
+  find(data.source[: max(k + 2048, 2**28 // data.source.shape[1])])
 
   def work():
     found = find(data.source)

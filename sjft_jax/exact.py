@@ -36,8 +36,9 @@ class Exact:
   def __init__(self, target_qd, describer):
     table, start_d = log_table(describer)
     log_qd = np.take(table, target_qd + start_d[None])
+    smallest = np.min_scalar_type(int(describer.pixels_d.max()))
     constants = (
-      divergence.in_blocks(target_qd.astype(np.float32)),
+      divergence.in_blocks(target_qd.astype(smallest)),
       divergence.in_blocks(log_qd),
       table,
       start_d,
@@ -45,6 +46,10 @@ class Exact:
     self._device = cpu()
     with jax.enable_x64(True):
       self._constants = jax.device_put(constants, self._device)
+
+  def put(self, counts_sd):
+    """Counts on the device that computes, once for several calls."""
+    return jax.device_put(counts_sd, self._device)
 
   def __call__(self, counts_sd, column_n, row_n):
     """Distances of n pairs of a source and a target image.
@@ -60,7 +65,7 @@ class Exact:
     distance_n = np.empty(len(row_n))
     new_n = np.diff(column_n, prepend=-1) > 0
     used_s, column_n = column_n[new_n], np.cumsum(new_n) - 1
-    counts_sd = jax.device_put(counts_sd, self._device)
+    counts_sd = self.put(counts_sd)
 
     def tile(part):
       first = column_n[part.start]

@@ -137,7 +137,8 @@ class Screen:
     )
     specs = _specs(bool(self.rank))
     self._constants = jax.tree.map(self._place, constants, specs)
-    self._count_type = (
+    self.dims = len(half_d)
+    self.count_type = (
       np.uint16 if describer.pixels_d.max() < 2**16 else np.int32
     )
 
@@ -240,11 +241,12 @@ class Screen:
 
   def block(self, counts_nd, rows):
     """Counts of one block on the devices, filled up to `rows` rows."""
-    block_sd = np.zeros(
-      (meshes.round_up(rows, self._mesh), self.width), self._count_type
-    )
-    block_sd[: len(counts_nd), : counts_nd.shape[1]] = counts_nd
-    return meshes.shard(block_sd, self._mesh)
+    shape = meshes.round_up(rows, self._mesh), self.width
+    if counts_nd.shape != shape or counts_nd.dtype != self.count_type:
+      block_sd = np.zeros(shape, self.count_type)
+      block_sd[: len(counts_nd), : counts_nd.shape[1]] = counts_nd
+      counts_nd = block_sd
+    return meshes.shard(counts_nd, self._mesh)
 
   def candidates(self, block_sd, limit_q, farthest_q):
     """Asks which pairs of a block may be no farther than a limit.

@@ -13,6 +13,7 @@ is held.
 
 import dataclasses
 import hashlib
+import math
 
 import numpy as np
 
@@ -30,10 +31,10 @@ from sjft_jax.ops import screen as kernels
 from sjft_jax.screen import Screen
 from sjft_jax.tables import Table
 
-# The counts of one shard are held: 2**26 numbers are 128 MB as uint16, and
+# The counts of one shard are held: 2**28 numbers are 512 MB as uint16, and
 # memory does not grow with the source. But every shard of few images, against
 # many neighbours, leaves many pairs to float64.
-_SHARD_NUMBERS = 2**26
+_SHARD_NUMBERS = 2**28
 _SHARD_LEAST = 2**12
 # A float64 distance takes the time of about this many in the products over
 # all bins (19 to 23 of float32, at 1,536 and at 35,200 bins), and few
@@ -46,6 +47,11 @@ _DIRECTIONS_COST = 2**17
 _SHARD_IMAGES = 2**17
 # Source images screened at a time.
 ROWS = 1024
+# Bytes; of the buffers of XLA's CPU backend.
+_ALIGNMENT = 64
+# Upper bounds are counted when there are this part of k of them per target:
+# counting takes time, and limits that come late leave more pairs open.
+_COUNTED_PART = 4
 # Images of a shard that may be read a second time, before it is an outage.
 _AGAIN = 32
 # Of shards: another one where the digits of distances differ, or what is kept.
@@ -187,6 +193,7 @@ def nearest(
       exact.Exact(target_qd, describer),
       k + 1,
       rows,
+      max(stop - start for start, stop in shards.ranges),
       max_bad_fraction,
     )
     total = sum(stop - start for start, stop in mine)
@@ -327,27 +334,27 @@ class _Shards:
 class _Work:
   """What the shards of one process share."""
 
-  def __init__(self, screen, exact_, k, rows, max_bad_fraction):
+  def __init__(self, screen, exact_, k, rows, longest, max_bad_fraction):
     self._screen, self._exact = screen, exact_
-    self._k, self._rows = k, rows
+    self._k, self._rows, self._longest = k, rows, longest
     self._max_bad_fraction = max_bad_fraction
 
   def search(self, source, shard, table, bar):
     """The pairs of one shard that are among the k nearest so far."""
     start, stop = shard
     places = source.places(start, stop)
-    counts_sd, position_s, bad = None, np.empty(stop - start, np.int64), []
+    # As many rows for the last shard: one program computes distances of all.
+    counts_sd = _aligned(
+      (self._longest, self._screen.dims), self._screen.count_type
+    )
+    position_s, bad = np.empty(stop - start, np.int64), []
     open_pairs = _Open(self._screen, table, self._k)
     good, pending, times_s = 0, None, np.zeros(stop - start, np.uint8)
     for block in self._read(source, shard, len(places), bar):
       _count(block, times_s, start)
       n = len(block.counts_nd)
-      on_device = self._screen.block(block.counts_nd, self._rows)
-      if counts_sd is None:
-        counts_sd = np.empty(
-          (stop - start, block.counts_nd.shape[1]), on_device.dtype
-        )
       counts_sd[good : good + n] = block.counts_nd
+      on_device = self._screen.block(counts_sd[good : good + n], self._rows)
       position_s[good : good + n] = block.index_n
       # The devices work on this block while the host looks at the last.
       asked = open_pairs.ask(on_device, n, good)
@@ -411,6 +418,7 @@ class _Work:
 
     Returns the pairs evaluated per target, [q], in either step.
     """
+    counts_sd = self._exact.put(counts_sd)
     row_n, column_n, lower_n = open_pairs.pairs()
     first_n = _lowest(row_n, lower_n, open_pairs.limit_q, self._k)
     evaluated = []
@@ -423,6 +431,17 @@ class _Work:
       table.merge(row, position_s[column], distance)
       evaluated.append(np.bincount(row, minlength=len(limit_q)))
     return evaluated
+
+
+def _aligned(shape, dtype):
+  """An empty array that the CPU backend takes as it lies, without a copy.
+
+  So what a device was given must not be written to again.
+  """
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  held = np.empty(size + _ALIGNMENT, np.uint8)
+  first = -held.ctypes.data % _ALIGNMENT
+  return held[first : first + size].view(dtype).reshape(shape)
 
 
 def _count(block, times_s, start):
@@ -470,7 +489,7 @@ class _Open:
     self._many = filled
     self.limit_q = np.full(targets, np.inf)
     self._farthest_q = None
-    self._found = []
+    self._found, self._waiting = [], []
     self.opened = 0
     self.bound = 0.0
     self._start_counting()
@@ -488,11 +507,20 @@ class _Open:
     self._count(row.ravel(), cell_nq.astype(np.uint8).ravel())
 
   def _count(self, row_n, cell_n):
-    place_n = row_n * kernels.CELLS + cell_n
+    """Takes in upper bounds; counts them once it is worth the time."""
+    self._waiting.append(row_n * kernels.CELLS + cell_n)
+    many = sum(map(len, self._waiting))
+    if many * _COUNTED_PART >= self._k * len(self.limit_q):
+      self._tighten()
+
+  def _tighten(self):
+    if not self._waiting:
+      return
     counts_qc = self._counts_qc
-    counts_qc += np.bincount(place_n, minlength=counts_qc.size).reshape(
-      counts_qc.shape
-    )
+    counts_qc += np.bincount(
+      np.concatenate(self._waiting), minlength=counts_qc.size
+    ).reshape(counts_qc.shape)
+    self._waiting = []
     cell_q = (np.cumsum(counts_qc, axis=1) >= self._k).argmax(axis=1)
     # A little more than the cell's upper edge: cells were found in float32.
     limit_q = (cell_q + 1.01) / self._cells_q
@@ -543,6 +571,7 @@ class _Open:
 
   def pairs(self):
     """(row, column, lower bound in nats) of what is still open."""
+    self._tighten()
     floor_q = self._screen.floor_q
     kept = []
     for row_n, column_n, lower_n in self._found:

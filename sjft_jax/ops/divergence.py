@@ -111,7 +111,7 @@ def jeffreys_pairs(
   distances to the last bit, in whatever company they are computed.
 
   Args:
-    first_bqw: `in_blocks` of counts, float32 [b, q, w].
+    first_bqw: `in_blocks` of counts, integers [b, q, w].
     first_log_bqw: `in_blocks` of L of them, float64 [b, q, w].
     second_sd: counts, integers [s, d].
     log_table_n: L of every count of every kind of bin, float64 [any].
@@ -142,13 +142,10 @@ def jeffreys_pairs(
     place_rw = count_rw.astype(start_d.dtype)
     place_rw += jax.lax.dynamic_slice_in_dim(start_d, at, width)[None]
     log_rw = log_table_n.at[place_rw].get(mode='promise_in_bounds')
-    count_rw = count_rw.astype(first_bqw.dtype)
     # As `in_blocks` has it: nothing counts twice, nor what fills up.
     bins_w = at + jnp.arange(width, dtype=at.dtype)
     mine_w = (bins_w >= b * width) & (bins_w < last + width - short)
-    count_rw, log_rw = (
-      jnp.where(mine_w[None], x, 0) for x in (count_rw, log_rw)
-    )
+    log_rw = jnp.where(mine_w[None], log_rw, 0)
 
     def pair(i, distance_n):
       place = b, row_n[i], jnp.zeros_like(b)
@@ -156,7 +153,10 @@ def jeffreys_pairs(
         jax.lax.dynamic_slice(x_bqw, place, (1, 1, width))[0, 0]
         for x_bqw in (first_bqw, first_log_bqw)
       )
-      term_w = (count_w - count_rw[column_n[i]]).astype(distance_n.dtype)
+      # Counts stay as small as they came: it is memory that takes the time.
+      differ_w = count_w.astype(jnp.int32)
+      differ_w -= count_rw[column_n[i]].astype(jnp.int32)
+      term_w = differ_w.astype(distance_n.dtype)
       term_w *= log_w - log_rw[column_n[i]]
       # A sum of slices: XLA's CPU backend does not vectorise row sums.
       return distance_n.at[i].add(sum(jnp.split(term_w, width // _LANES)).sum())

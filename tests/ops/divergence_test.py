@@ -34,7 +34,7 @@ def pairs(first, second, pixels, weight, row, column, many=None):
   row, column = (np.array(x, np.int32) for x in (row, column))
   with jax.enable_x64(True):
     found = jax.jit(divergence.jeffreys_pairs)(
-      divergence.in_blocks(first.astype(np.float32)),
+      divergence.in_blocks(first),
       divergence.in_blocks(table[first + start[None]]),
       second,
       table,

@@ -12,6 +12,7 @@ import concurrent.futures
 import jax
 import numpy as np
 
+from sjft_jax import mesh as meshes
 from sjft_jax import processes
 from sjft_jax.errors import UserError
 from sjft_jax.ops import divergence
@@ -35,14 +36,19 @@ class Exact:
 
   def __init__(self, target_qd, describer):
     table, start_d = log_table(describer)
-    log_qd = np.take(table, target_qd + start_d[None])
     smallest = np.min_scalar_type(int(describer.pixels_d.max()))
-    constants = (
-      divergence.in_blocks(target_qd.astype(smallest)),
-      divergence.in_blocks(log_qd),
-      table,
-      start_d,
-    )
+    count_bqw = divergence.in_blocks(target_qd.astype(smallest))
+    start_b1w = divergence.in_blocks(start_d[None])
+    mine_b1w = divergence.in_blocks(np.ones((1, len(start_d))))
+    # Four times as large as the counts: written where it stays.
+    log_bqw = meshes.aligned(count_bqw.shape, np.float64)
+    for log_qw, count_qw, start_1w, mine_1w in zip(
+      log_bqw, count_bqw, start_b1w, mine_b1w, strict=True
+    ):
+      # Another mode would buffer.
+      np.take(table, count_qw + start_1w, out=log_qw, mode='clip')
+      log_qw *= mine_1w
+    constants = count_bqw, log_bqw, table, start_d
     self._device = cpu()
     with jax.enable_x64(True):
       self._constants = jax.device_put(constants, self._device)

@@ -17,6 +17,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sjft_jax import processes
 
 AXIS = 'data'
+# Bytes; of the buffers of XLA's CPU backend.
+_ALIGNMENT = 64
 # Numbers below which splitting a parameter costs more than it saves.
 _SPLIT_LEAST = 2**12
 
@@ -58,6 +60,17 @@ def shard(value, mesh, axis: int = 0):
 def sharding(mesh, axis: int = 0) -> NamedSharding:
   """The sharding that splits dimension `axis` over the devices."""
   return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+
+
+def aligned(shape, dtype):
+  """An empty array that the CPU backend takes as it lies, without a copy.
+
+  So what a device was given must not be written to again.
+  """
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  held = np.empty(size + _ALIGNMENT, np.uint8)
+  first = -held.ctypes.data % _ALIGNMENT
+  return held[first : first + size].view(dtype).reshape(shape)
 
 
 def put(value, mesh):

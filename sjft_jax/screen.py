@@ -7,6 +7,7 @@ roundoff. Source: N. Higham, Accuracy and Stability of Numerical Algorithms,
 chapter 3.
 """
 
+import concurrent.futures
 import functools
 import time
 
@@ -16,6 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sjft_jax import mesh as meshes
+from sjft_jax import processes
 from sjft_jax.errors import UserError
 from sjft_jax.ops import divergence, screen
 
@@ -31,6 +33,8 @@ _GROUP = {True: 512, False: 2304}
 _TARGETS = 'target'
 # Targets that the directions are taken from: their Gram matrix is inverted.
 _FITTED = 1024
+# Numbers of the targets that are lifted at a time, in every thread.
+_LIFTED = 2**20
 # Products long enough to compare, and rows of the largest: 512 MB of operands
 # and 256 MB of float32 as result.
 _PRODUCT_SECONDS = 5e-3
@@ -73,31 +77,16 @@ class Screen:
     self._type, self._step = OPERANDS[operands]
     self._mesh = grid(mesh, target_parts)
     self._targets = len(target_qd)
+    lifted = _Lifted(target_qd, describer)
     half_d = describer.weight_d / 2
-    fraction_qd = describer.fractions(target_qd)
-    log_qd = describer.logs(target_qd)
-    # float32 constants, so that both sides use the very same numbers.
-    centre_d = _single(fraction_qd.mean(axis=0))
-    log_centre_d = _single(log_qd.mean(axis=0))
-    spread_d, log_spread_d = fraction_qd.std(axis=0), log_qd.std(axis=0)
-    # Equal spread of u and v in every bin makes the directions hold more. A
-    # bin that never changes among the targets keeps a moderate scale.
-    spread_d += 1e-3 * spread_d.mean() + 1e-30
-    log_spread_d += 1e-3 * log_spread_d.mean() + 1e-30
-    scale_d = _single(np.sqrt(half_d * log_spread_d / spread_d))
-    log_scale_d = half_d / scale_d
-    u_qd = (fraction_qd - centre_d) * scale_d
-    v_qd = (log_qd - log_centre_d) * log_scale_d
-    del fraction_qd, log_qd
-    self.self_q = np.einsum('qd,qd->q', u_qd, v_qd)
     # Relative error of p: the share of a pixel is rounded, and its multiple.
     share_d = _single(1 / describer.pixels_d)
     off = np.abs(share_d * describer.pixels_d - 1).max()
     self._fraction = f = float(off) * (1 + ROUNDING) + ROUNDING
     # Absolute errors of one u and of one v of a source image.
-    self._error = f * _norm(scale_d * centre_d)
-    self._log_error = describer.log_error() * _norm(log_scale_d)
-    self.rank, w_dr = self._directions(u_qd, v_qd, rank)
+    self._error = f * _norm(lifted.scale_d * lifted.centre_d)
+    self._log_error = describer.log_error() * _norm(lifted.log_scale_d)
+    self.rank, w_dr = self._directions(lifted, rank)
     groups = -(-len(half_d) // _GROUP[bool(self.rank)])
     self.width = -(-len(half_d) // groups) * groups
 
@@ -110,11 +99,13 @@ class Screen:
 
     g = _gamma(self.width // groups + groups + 4)
     if self.rank:
-      sides = self._short(u_qd, v_qd, w_dr, g)
-      left_gnd = right_gnd = grouped(w_dr.T)
+      sides = self._short(lifted, w_dr, g)
+      left_gnd = right_gnd = grouped(w_dr.T).astype(self._type)
     else:
-      sides = self._whole(u_qd, v_qd, g)
-      left_gnd, right_gnd = grouped(u_qd), grouped(v_qd)
+      shape = groups, self._targets, self.width // groups
+      left_gnd, right_gnd = (np.zeros(shape, self._type) for _ in range(2))
+      sides = self._whole(lifted, left_gnd, right_gnd, g)
+    self.self_q = sides.pop('self_q')
     fixed_q = sides.pop('fixed_q')
     self.fixed_q = SLACK * (fixed_q + 4 * ROUNDING * np.abs(self.self_q))
     self_rates = [g + 14 * ROUNDING + 2 * f, self._log_error, self._error]
@@ -123,15 +114,14 @@ class Screen:
     self._log_rate_q = sides['log_rate_q']
     self._rest_rates = sides['rest_rates']
     self._rests_q = sides['rest_q'], sides['log_rest_q']
-    typed = jnp.asarray(left_gnd, self._type)
     constants = screen.Operands(
       share_gd=grouped(share_d),
-      centre_gd=grouped(centre_d),
-      log_centre_gd=grouped(log_centre_d),
-      scale_gd=grouped(scale_d),
-      log_scale_gd=grouped(log_scale_d),
-      left_gnd=typed,
-      right_gnd=typed if self.rank else jnp.asarray(right_gnd, self._type),
+      centre_gd=grouped(lifted.centre_d),
+      log_centre_gd=grouped(lifted.log_centre_d),
+      scale_gd=grouped(lifted.scale_d),
+      log_scale_gd=grouped(lifted.log_scale_d),
+      left_gnd=left_gnd,
+      right_gnd=right_gnd,
       self_rates=self._self_rates,
       **sides,
     )
@@ -144,7 +134,7 @@ class Screen:
 
   def _place(self, value, spec):
     """A constant on the devices; targets are filled up to equal parts."""
-    if not isinstance(value, jax.Array):
+    if value.dtype != self._type:
       value = np.asarray(value, np.float32)
     if _TARGETS in spec:
       value = self._filled(value, spec.index(_TARGETS))
@@ -154,12 +144,11 @@ class Screen:
     short = -self._targets % self._mesh.shape[_TARGETS]
     if not short:
       return value
-    pad = np if isinstance(value, np.ndarray) else jnp
-    return pad.pad(value, [(0, short * (i == axis)) for i in range(value.ndim)])
+    return np.pad(value, [(0, short * (i == axis)) for i in range(value.ndim)])
 
-  def _directions(self, u_qd, v_qd, rank):
+  def _directions(self, lifted, rank):
     """The number of directions, and W float64 [d, r] as the devices hold it."""
-    targets, dims = u_qd.shape
+    targets, dims = self._targets, len(lifted.centre_d)
     wanted = 256 if rank is None else rank
     if rank is None and self.operands == 'bfloat16':
       return 0, None
@@ -167,14 +156,13 @@ class Screen:
     if wanted == 0 or (rank is None and not saves):
       return 0, None
     some = np.linspace(0, targets - 1, min(targets, _FITTED)).astype(int)
-    z_nd = np.concatenate(
-      [x[some] / (_norm(x[some]) or 1) for x in (u_qd, v_qd)]
-    ).astype(np.float32)
-    w_dr = _leading(z_nd, min(wanted, dims))
-    w_dr = np.asarray(jnp.asarray(w_dr, self._type), np.float64)
+    both = lifted(some)
+    z_nd = np.concatenate([x / (_norm(x) or 1) for x in both])
+    w_dr = _leading(z_nd.astype(np.float32), min(wanted, dims))
+    w_dr = w_dr.astype(self._type).astype(np.float64)
     if rank is None:
-      left = [_rows(x[some] - (x[some] @ w_dr) @ w_dr.T) for x in (u_qd, v_qd)]
-      whole = [_rows(x[some]) for x in (u_qd, v_qd)]
+      left = [_rows(x - (x @ w_dr) @ w_dr.T) for x in both]
+      whole = [_rows(x) for x in both]
       # What the directions miss must be small beside what there is.
       if (left[0] * left[1]).mean() > 0.05 * (whole[0] * whole[1]).mean():
         return 0, None
@@ -182,28 +170,40 @@ class Screen:
 
   def _typed(self, value):
     """As the devices hold it: (value, norms of its rows, of its error)."""
-    typed = jnp.asarray(value, self._type)
-    held = np.asarray(typed, np.float64)
+    typed = value.astype(self._type)
+    held = typed.astype(np.float64)
     return typed, _rows(held), _rows(held - value)
 
-  def _whole(self, u_qd, v_qd, g):
-    """Error rates of the products over all bins."""
+  def _whole(self, lifted, left_gnd, right_gnd, g):
+    """Targets' operands, which it fills in, and error rates of the products."""
     h, f, w = ROUNDING, self._fraction, self._step
-    (_, u_q, off_u_q), (_, v_q, off_v_q) = map(self._typed, (u_qd, v_qd))
     rate = 6 * h + 2 * f + 1.01 * (w + g)
-    zero_q = np.zeros(len(u_q))
-    return dict(
-      short_qr=None,
-      log_short_qr=None,
-      rest_q=zero_q,
-      log_rest_q=zero_q,
-      log_rate_q=SLACK * (off_u_q + rate * u_q),
-      norm_rate_q=SLACK * (off_v_q + rate * v_q),
-      rest_rates=np.zeros(4),
-      fixed_q=1.05 * (u_q * self._log_error + v_q * self._error),
+    width = left_gnd.shape[2]
+
+    def sides(rows, u_nd, v_nd):
+      norms = []
+      for value, operand_gnd in ((u_nd, left_gnd), (v_nd, right_gnd)):
+        typed, norm_n, off_n = self._typed(value)
+        for group, into_nd in enumerate(operand_gnd):
+          part = typed[:, group * width : (group + 1) * width]
+          into_nd[rows, : part.shape[1]] = part
+        norms += norm_n, off_n
+      u_n, off_u_n, v_n, off_v_n = norms
+      zero_n = np.zeros(len(u_n))
+      return dict(
+        self_q=np.einsum('qd,qd->q', u_nd, v_nd),
+        rest_q=zero_n,
+        log_rest_q=zero_n,
+        log_rate_q=SLACK * (off_u_n + rate * u_n),
+        norm_rate_q=SLACK * (off_v_n + rate * v_n),
+        fixed_q=1.05 * (u_n * self._log_error + v_n * self._error),
+      )
+
+    return lifted.each(sides) | dict(
+      short_qr=None, log_short_qr=None, rest_rates=np.zeros(4)
     )
 
-  def _short(self, u_qd, v_qd, w_dr, g):
+  def _short(self, lifted, w_dr, g):
     """Targets in the directions, what is left of them, and error rates."""
     h, f, w = ROUNDING, self._fraction, self._step
     gram_rr = w_dr.T @ w_dr
@@ -212,32 +212,39 @@ class Screen:
     g_short = _gamma(len(gram_rr) + 4)
     # Of W'v_x, per |v_x|: rounded operands, then a rounded sum.
     part = stretch * (2 * h + 2 * f + 1.01 * w) + 1.01 * g * frobenius
-    sides = dict(fixed_q=0.0)
-    for name, rate_name, error, x_qd in (
-      ('', 'log_rate_q', self._log_error, u_qd),
-      ('log_', 'norm_rate_q', self._error, v_qd),
-    ):
-      # Least squares, so that what is left is orthogonal to W as it is held.
-      z_qr = np.linalg.solve(gram_rr, w_dr.T @ x_qd.T).T
-      left_qd = x_qd - z_qr @ w_dr.T
-      # float64 leaves this much of it in W's span.
-      leak_q = _rows(left_qd @ w_dr)
-      z_typed, z_q, off_z_q = self._typed(z_qr)
-      sides[f'{name}short_qr'] = z_typed
-      sides[f'{name}rest_q'] = SLACK * _rows(left_qd)
-      sides[rate_name] = SLACK * (
-        1.02 * stretch * (off_z_q + z_q * (w + g_short + 8 * h))
-        + z_q * part
-        + 1.02 * leak_q
-      )
-      sides['fixed_q'] = sides['fixed_q'] + 1.05 * stretch * z_q * error
+
+    def sides(rows, u_nd, v_nd):
+      del rows
+      found = dict(self_q=np.einsum('qd,qd->q', u_nd, v_nd), fixed_q=0.0)
+      for name, rate_name, error, x_nd in (
+        ('', 'log_rate_q', self._log_error, u_nd),
+        ('log_', 'norm_rate_q', self._error, v_nd),
+      ):
+        # Least squares, so that what is left is orthogonal to W as it is held.
+        z_nr = np.linalg.solve(gram_rr, w_dr.T @ x_nd.T).T
+        left_nd = x_nd - z_nr @ w_dr.T
+        # float64 leaves this much of it in W's span.
+        leak_n = _rows(left_nd @ w_dr)
+        z_typed, z_n, off_z_n = self._typed(z_nr)
+        found[f'{name}short_qr'] = z_typed
+        found[f'{name}rest_q'] = SLACK * _rows(left_nd)
+        found[rate_name] = SLACK * (
+          1.02 * stretch * (off_z_n + z_n * (w + g_short + 8 * h))
+          + z_n * part
+          + 1.02 * leak_n
+        )
+        found['fixed_q'] = found['fixed_q'] + 1.05 * stretch * z_n * error
+      return found
+
     square = 2 * g + g_short * stretch**2 + 1.05 * off * stretch**2
     square += 4 * h + 4 * f + 2.1 * stretch * part
     single = 2 + 2.2 * stretch**2
-    sides['rest_rates'] = SLACK * np.array(
-      [square, single * self._error, square, single * self._log_error]
+    return lifted.each(sides) | dict(
+      rest_rates=SLACK
+      * np.array(
+        [square, single * self._error, square, single * self._log_error]
+      )
     )
-    return sides
 
   def block(self, counts_nd, rows):
     """Counts of one block on the devices, filled up to `rows` rows."""
@@ -322,6 +329,76 @@ class Screen:
   def cells(farthest_q):
     """Cells per nat; the last cell is beyond the farthest."""
     return (screen.CELLS - 1) / np.maximum(farthest_q, 1e-12)
+
+
+class _Lifted:
+  """u and v of the targets in float64, a few targets at a time.
+
+  All at once would take many times the memory of their counts.
+
+  centre_d, log_centre_d, scale_d, log_scale_d: the constants m, l, sqrt(a) s
+  and sqrt(a) / s; float32 numbers but the last, so that both sides use the very
+  same.
+  """
+
+  def __init__(self, target_qd, describer):
+    self._target_qd, self._describer = target_qd, describer
+    half_d = describer.weight_d / 2
+    rows = max(1, _LIFTED // len(half_d))
+    self._parts = [
+      slice(start, start + rows) for start in range(0, len(target_qd), rows)
+    ]
+    # Differences from one part's means, which are small, square with little
+    # cancellation.
+    pivots = [x.mean(axis=0) for x in self._histograms(self._parts[0])]
+
+    def moments(part):
+      found = []
+      for x_nd, pivot_d in zip(self._histograms(part), pivots, strict=True):
+        x_nd -= pivot_d[None]
+        found += x_nd.sum(axis=0), np.einsum('nd,nd->d', x_nd, x_nd)
+      return found
+
+    sums = [
+      sum(x) / len(target_qd) for x in zip(*self._map(moments), strict=True)
+    ]
+    means, spreads = [], []
+    for pivot_d, mean_d, square_d in zip(
+      pivots, sums[::2], sums[1::2], strict=True
+    ):
+      means.append(pivot_d + mean_d)
+      spread_d = np.sqrt(np.maximum(square_d - mean_d**2, 0))
+      # A bin that never changes among the targets keeps a moderate scale.
+      spreads.append(spread_d + 1e-3 * spread_d.mean() + 1e-30)
+    self.centre_d, self.log_centre_d = map(_single, means)
+    # Equal spread of u and v in every bin makes the directions hold more.
+    spread_d, log_spread_d = spreads
+    self.scale_d = _single(np.sqrt(half_d * log_spread_d / spread_d))
+    self.log_scale_d = half_d / self.scale_d
+
+  def _histograms(self, rows):
+    counts_nd = self._target_qd[rows]
+    return self._describer.fractions(counts_nd), self._describer.logs(counts_nd)
+
+  def _map(self, function):
+    with concurrent.futures.ThreadPoolExecutor(processes.cores()) as pool:
+      return list(pool.map(function, self._parts))
+
+  def __call__(self, rows):
+    """(u, v) of some targets, float64 [n, d]."""
+    u_nd, v_nd = self._histograms(rows)
+    u_nd -= self.centre_d[None]
+    u_nd *= self.scale_d[None]
+    v_nd -= self.log_centre_d[None]
+    v_nd *= self.log_scale_d[None]
+    return u_nd, v_nd
+
+  def each(self, function):
+    """What function(rows, u, v), a dict of arrays, gives of all targets."""
+    parts = self._map(lambda rows: function(rows, *self(rows)))
+    return {
+      name: np.concatenate([part[name] for part in parts]) for name in parts[0]
+    }
 
 
 def grid(mesh, target_parts: int) -> jax.sharding.Mesh:
@@ -456,4 +533,5 @@ def _norm(value):
 
 
 def _rows(value):
-  return np.linalg.norm(value, axis=-1)
+  # Faster than np.linalg.norm, which writes the squares down.
+  return np.sqrt(np.einsum('nd,nd->n', value, value))

@@ -13,7 +13,6 @@ is held.
 
 import dataclasses
 import hashlib
-import math
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from sjft_jax import (
   progress,
   streams,
 )
+from sjft_jax import mesh as meshes
 from sjft_jax.errors import UserError
 from sjft_jax.ops import screen as kernels
 from sjft_jax.screen import Screen
@@ -47,8 +47,6 @@ _DIRECTIONS_COST = 2**17
 _SHARD_IMAGES = 2**17
 # Source images screened at a time.
 ROWS = 1024
-# Bytes; of the buffers of XLA's CPU backend.
-_ALIGNMENT = 64
 # Upper bounds are counted when there are this part of k of them per target:
 # counting takes time, and limits that come late leave more pairs open.
 _COUNTED_PART = 4
@@ -162,7 +160,6 @@ def nearest(
   times_s = np.zeros(len(source), np.uint8)
 
   def take(shard, result):
-    table.merge(*result['pairs'])
     for field in dataclasses.fields(Seen):
       value, more = getattr(seen, field.name), result[field.name]
       both = max(value, more) if field.name == 'bound' else value + more
@@ -173,9 +170,13 @@ def nearest(
       zip(result['bad_index'].tolist(), result['bad_reason'], strict=True)
     )
 
+  def merge(shard, result):
+    table.merge(*result['pairs'])
+    take(shard, result)
+
   done = {s for s in shards.ranges if shards.has(s)}
   for shard in sorted(done):
-    take(shard, shards.load(shard))
+    merge(shard, shards.load(shard))
   mine = [s for s in shards.ranges[share[0] :: share[1]] if s not in done]
   if rank is None and len(source) < max(_DIRECTIONS_COST, 8 * _EXACT_COST * k):
     rank = 0
@@ -199,13 +200,13 @@ def nearest(
     total = sum(stop - start for start, stop in mine)
     with progress.bar(total, 'search') as bar:
       for shard in mine:
-        # The table so far only makes the shard's own list shorter.
+        # What the table holds only makes the shard's own list shorter.
         result = work.search(source, shard, table, bar)
         shards.save(shard, result)
         take(shard, result)
   for shard in shards.ranges:
     if shard not in done and shard not in mine:
-      take(shard, shards.wait(shard))
+      merge(shard, shards.wait(shard))
   lost = streams.passing(bad.items())
   if len(lost) > max_bad_fraction * len(source):
     # A few of every shard: these are read again by the next start.
@@ -340,11 +341,14 @@ class _Work:
     self._max_bad_fraction = max_bad_fraction
 
   def search(self, source, shard, table, bar):
-    """The pairs of one shard that are among the k nearest so far."""
+    """Merges a shard into the table.
+
+    Returns what `_Shards` keeps of it: the pairs among the k nearest so far.
+    """
     start, stop = shard
     places = source.places(start, stop)
     # As many rows for the last shard: one program computes distances of all.
-    counts_sd = _aligned(
+    counts_sd = meshes.aligned(
       (self._longest, self._screen.dims), self._screen.count_type
     )
     position_s, bad = np.empty(stop - start, np.int64), []
@@ -370,11 +374,10 @@ class _Work:
       )
     if pending is not None:
       open_pairs.add(pending)
-    mine = Table(table.distance_qk.copy(), table.index_qk.copy())
-    first_q, widened_q = self._settle(mine, open_pairs, counts_sd, position_s)
+    first_q, widened_q = self._settle(table, open_pairs, counts_sd, position_s)
     index, reason = zip(*bad, strict=True) if bad else ((), ())
     return {
-      'pairs': mine.pairs(start, stop),
+      'pairs': table.pairs(start, stop),
       'images': good + len(bad),
       'good': good,
       'times': times_s,
@@ -431,17 +434,6 @@ class _Work:
       table.merge(row, position_s[column], distance)
       evaluated.append(np.bincount(row, minlength=len(limit_q)))
     return evaluated
-
-
-def _aligned(shape, dtype):
-  """An empty array that the CPU backend takes as it lies, without a copy.
-
-  So what a device was given must not be written to again.
-  """
-  size = math.prod(shape) * np.dtype(dtype).itemsize
-  held = np.empty(size + _ALIGNMENT, np.uint8)
-  first = -held.ctypes.data % _ALIGNMENT
-  return held[first : first + size].view(dtype).reshape(shape)
 
 
 def _count(block, times_s, start):

@@ -78,6 +78,15 @@ def test_neighbours_equal_brute_force_however_they_are_screened(case, k, how):
   assert found.bad == dict.fromkeys(range(120, 126), 'bad')
 
 
+@pytest.mark.parametrize('part', [1e9, 1e-9])
+def test_limits_may_come_late(case, part, monkeypatch):
+  usual = find(case, k=12, rows=16)
+  monkeypatch.setattr(search, '_COUNTED_PART', part)
+  other = find(case, k=12, rows=16)
+  assert_same(usual, other)
+  assert (other.seen.opened > usual.seen.opened) == (part < 1)
+
+
 def test_the_nearest_image_left_out_is_known(case):
   distance, _ = brute_force(*case, 11)
   found = find(case, k=10)
@@ -444,6 +453,44 @@ def test_products_are_compared_where_starting_them_takes_no_part(monkeypatch):
   assert screen.faster_operands.__wrapped__() == 'bfloat16'
   assert seconds('float32', asked[-1]) >= 5e-3
   assert seconds('float32', asked[-1] // 2) < 5e-3
+
+
+def test_a_block_of_the_full_shape_is_taken_as_it_lies(case):
+  describer, target, source = case
+  one = mesh.make(jax.devices()[:1])
+  asked = screen.Screen(target, describer, one, rank=0)
+  counts_sd = mesh.aligned((128, 24), asked.count_type)
+  counts_sd[:] = source[:128]
+  blocks = [
+    asked.block(counts_sd[at:stop], 64) for at, stop in ((0, 64), (64, 99))
+  ]
+  assert blocks[0].unsafe_buffer_pointer() == counts_sd.ctypes.data
+  found = np.concatenate([np.asarray(block) for block in blocks])
+  np.testing.assert_array_equal(found[:99], source[:99])
+  assert not found[99:].any()
+
+
+@pytest.mark.parametrize('numbers', [1, 50, 10**9])
+def test_targets_are_lifted_a_few_at_a_time(case, numbers, monkeypatch):
+  describer, target, _ = case
+  monkeypatch.setattr(screen, '_LIFTED', numbers)
+  lifted = screen._Lifted(target, describer)
+  fraction_qd = target / describer.pixels_d
+  np.testing.assert_allclose(
+    lifted.centre_d, fraction_qd.mean(axis=0), rtol=1e-6
+  )
+  spread_d = np.log(fraction_qd + divergence.EPSILON).std(axis=0)
+  ratio_d = lifted.scale_d**2 * fraction_qd.std(axis=0) / spread_d
+  ratio_d /= describer.weight_d / 2
+  np.testing.assert_allclose(ratio_d, 1, rtol=0.02)
+  both = lifted.each(lambda rows, u_nd, v_nd: {'u': u_nd, 'v': v_nd})
+  distance_qq = np.einsum(
+    'abd,abd->ab', *(x[:, None] - x[None] for x in both.values())
+  )
+  expected, order = brute_force(describer, target, target, len(target))
+  np.testing.assert_allclose(
+    np.take_along_axis(distance_qq, order, axis=1), expected, atol=1e-12
+  )
 
 
 def test_a_missing_cpu_is_one_line(monkeypatch):

@@ -5,8 +5,9 @@
       [--dims=1536,35200] [--images=35000] [--targets=1434] \
       [--k=1,10,300,5000]
 
-Descriptors: synthetic ones, and with --target and --source those of real
-images (Gabor, and with --weights SqueezeNet's conv1 and fire4). Every row is
+Descriptors: synthetic ones, or with --target and --source those of real images
+(Gabor, and for 35,200 dims SqueezeNet's conv1 and fire4, which needs --weights).
+Every row is
 measured in a process of its own, which multiplies two float32 matrices with
 NumPy before and after: `product` is the rate of pairs x dims / s that two
 such products would have at that moment, and `share` what the row reaches of
@@ -262,24 +263,23 @@ def main():
     one(args.one, args.out, args.images, int(args.k))
     return
   for dims in map(int, args.dims.split(',')):
-    kinds = ['synthetic']
-    if args.target and args.source and (dims == 1536 or args.weights):
-      kinds.append('real')
-    for kind in kinds:
-      path = pathlib.Path(args.out) / f'{kind}-{dims}'
-      if not (path / 'bins.npz').exists():
-        path.mkdir(parents=True, exist_ok=True)
-        made = (
-          real(args, dims)
-          if kind == 'real'
-          else synthetic(dims, args.targets, args.images)
-        )
-        np.save(path / 'target.npy', made[0])
-        np.save(path / 'source.npy', made[1])
-        np.savez(path / 'bins.npz', pixels=made[2], weight=made[3])
-      targets = len(np.load(path / 'target.npy', mmap_mode='r'))
-      for k in map(int, args.k.split(',')):
-        table(f'{kind}, {dims} dims, {targets} targets', path, k, args)
+    kind = 'real' if args.target and args.source else 'synthetic'
+    if kind == 'real' and dims != 1536 and not args.weights:
+      parser.error(f'--dims={dims} of real images needs --weights')
+    path = pathlib.Path(args.out) / f'{kind}-{dims}'
+    if not (path / 'bins.npz').exists():
+      path.mkdir(parents=True, exist_ok=True)
+      made = (
+        real(args, dims)
+        if kind == 'real'
+        else synthetic(dims, args.targets, args.images)
+      )
+      np.save(path / 'target.npy', made[0])
+      np.save(path / 'source.npy', made[1])
+      np.savez(path / 'bins.npz', pixels=made[2], weight=made[3])
+    targets = len(np.load(path / 'target.npy', mmap_mode='r'))
+    for k in map(int, args.k.split(',')):
+      table(f'{kind}, {dims} dims, {targets} targets', path, k, args)
 
 
 if __name__ == '__main__':

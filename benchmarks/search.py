@@ -6,18 +6,17 @@
       [--k=1,10,300,5000]
 
 Descriptors: synthetic ones, or with --target and --source those of real images
-(Gabor, and for 35,200 dims SqueezeNet's conv1 and fire4, which needs --weights).
-Every row is
-measured in a process of its own, which multiplies two float32 matrices with
-NumPy before and after: `product` is the rate of pairs x dims / s that two
-such products would have at that moment, and `share` what the row reaches of
-it, by the clock and by processor time (on a machine that others use too, the
-latter tells more). Slow peers get fewer images; a peer that is not installed
-has no row: pip install torch faiss-cpu scikit-learn. `recall` is the share of
-the k neighbours, found by float64 over all pairs for some of the targets.
-GiB is what the process allocated at its peak while it searched, beyond what it
-held before, the descriptors among it. Rows of this project are measured with
-half and a quarter of the images, too: time should halve, memory stay.
+(Gabor; for 35,200 dims SqueezeNet's conv1 and fire4, which needs --weights).
+Every row is measured in a process of its own, which multiplies two float32
+matrices with NumPy before and after: `product` is the rate of pairs x dims / s
+that two such products would have at that moment, and `share` what the row
+reaches of it, by the clock and by processor time (on a machine that others use
+too, the latter tells more). Slow peers get fewer images; a peer that is not
+installed has no row: pip install torch faiss-cpu scikit-learn. `recall` is the
+share of the k neighbours, found by float64 over all pairs for some of the
+targets. GiB is what the process allocated at its peak while it searched, beyond
+what it held before, the descriptors among it. Rows of this project are measured
+with half and a quarter of the images, too: time should halve, memory stay.
 """
 
 import argparse

@@ -67,7 +67,8 @@ def ours(data, k, rank, operands):
     )
 
   # Compiles; a whole shard, as programs depend on its length.
-  find(data.source[: max(k + 2048, 2**28 // data.source.shape[1])])
+  _, shard = search._grid(*data.source.shape, 1, None)[0]
+  find(data.source[: max(k + 2048, shard)])
 
   def work():
     found = find(data.source)

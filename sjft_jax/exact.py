@@ -54,7 +54,7 @@ class Exact:
       self._constants = jax.device_put(constants, self._device)
 
   def put(self, counts_sd):
-    """Counts on the device that computes, once for several calls."""
+    """Counts, int [s, d], on the device that computes, for several calls."""
     return jax.device_put(counts_sd, self._device)
 
   def __call__(self, counts_sd, column_n, row_n):

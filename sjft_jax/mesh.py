@@ -63,9 +63,14 @@ def sharding(mesh, axis: int = 0) -> NamedSharding:
 
 
 def aligned(shape, dtype):
-  """An empty array that the CPU backend takes as it lies, without a copy.
+  """An array that XLA's CPU backend takes as it lies, without a copy.
 
-  So what a device was given must not be written to again.
+  Args:
+    shape, dtype: as of np.empty.
+
+  Returns:
+    NumPy, uninitialised. What a device was given of it must not be written to
+    again.
   """
   size = math.prod(shape) * np.dtype(dtype).itemsize
   held = np.empty(size + _ALIGNMENT, np.uint8)

@@ -247,7 +247,18 @@ class Screen:
     )
 
   def block(self, counts_nd, rows):
-    """Counts of one block on the devices, filled up to `rows` rows."""
+    """Counts of one block on the devices, filled up to `rows` rows.
+
+    A CPU may take a block that needs no filling up as it lies: it must not be
+    written to again.
+
+    Args:
+      counts_nd: pixel counts, int [n, dims], n at most `rows`.
+      rows: of every block, so that one program serves them all.
+
+    Returns:
+      `count_type` [rows or a few more, width].
+    """
     shape = meshes.round_up(rows, self._mesh), self.width
     if counts_nd.shape != shape or counts_nd.dtype != self.count_type:
       block_sd = np.zeros(shape, self.count_type)

@@ -72,20 +72,25 @@ def test_withheld_images_are_as_if_they_were_not_there(sets, tmp_path):
   assert found[2]['source_images_seen'] == 117
 
 
+def begun(c, target, source, run, monkeypatch):
+  """The edges of a search that is killed before its first shard."""
+
+  def killed(*args, **settings):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(search, 'nearest', killed)
+    with pytest.raises(KeyboardInterrupt):
+      find(c, target, source, run)
+  return (run / 'edges.npz').read_bytes()
+
+
 def test_edges_and_shards_of_another_search_are_not_gone_on_with(
   sets, tmp_path, monkeypatch
 ):
   source, targets = sets
   c, run = settings(), tmp_path / 'run'
-
-  def stop(*args, **kwargs):
-    raise KeyboardInterrupt
-
-  with monkeypatch.context() as patch:
-    patch.setattr(search, 'nearest', stop)
-    with pytest.raises(KeyboardInterrupt):
-      find(c, targets[0], source, run)
-  edges = (run / 'edges.npz').read_bytes()
+  edges = begun(c, targets[0], source, run, monkeypatch)
   other = settings(describe__activation='before')
   for changed, build in ((other, search.BUILD), (c, search.BUILD + 1)):
     with monkeypatch.context() as patch:
@@ -217,15 +222,7 @@ def test_what_holds_no_shard_yet_begins_anew_on_another_machine(
 ):
   source, (target, _) = sets
   c, run = settings(), tmp_path / 'run'
-
-  def killed(*args, **changes):
-    raise KeyboardInterrupt
-
-  with monkeypatch.context() as patch:
-    patch.setattr(search, 'nearest', killed)
-    with pytest.raises(KeyboardInterrupt):
-      find(c, target, source, run)
-  edges = (run / 'edges.npz').read_bytes()
+  edges = begun(c, target, source, run, monkeypatch)
   (run / 'edges.npz').write_bytes(b'of a machine that rounds otherwise')
   machine = describe.machine() | {'processor': 'Abacus 9'}
   with monkeypatch.context() as patch:

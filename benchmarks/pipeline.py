@@ -38,6 +38,7 @@ from PIL import Image
 from configs import folders
 from sjft_jax import learn, mesh
 from sjft_jax.data import datasets, pipelines, preprocess
+from sjft_jax.data.dataset import Dataset
 
 RESIZE, CROP, BATCH = 256, 224, 50
 
@@ -108,7 +109,7 @@ def pillow_draft(data):
 
 def of_files(files):
   """Encoded images as a data set."""
-  return datasets.Dataset(
+  return Dataset(
     name='main',
     classes=('a',),
     ids=np.array([f'main:{i}' for i in range(len(files))]),

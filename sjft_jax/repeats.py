@@ -22,7 +22,8 @@ import jax
 import numpy as np
 
 from sjft_jax import processes, progress
-from sjft_jax.data import datasets, fingerprints, hashes, pipelines, preprocess
+from sjft_jax.data import fingerprints, hashes, pipelines, preprocess
+from sjft_jax.data.dataset import Dataset
 from sjft_jax.errors import UserError
 from sjft_jax.ops import likeness
 
@@ -63,7 +64,7 @@ class Target:
     UserError: if one is there and cannot be read.
   """
 
-  def __init__(self, dataset: datasets.Dataset, threads: int, label: str):
+  def __init__(self, dataset: Dataset, threads: int, label: str):
     self.dataset = dataset
     self.of_stem = _unique(map(stem, dataset.ids))
     self.of_bytes = collections.defaultdict(list)
@@ -107,7 +108,7 @@ class Target:
 
 
 def find(
-  source: datasets.Dataset,
+  source: Dataset,
   start: int,
   stop: int,
   target: Target,

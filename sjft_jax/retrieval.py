@@ -25,7 +25,7 @@ from sjft_jax import (
 )
 from sjft_jax import mesh as meshes
 from sjft_jax.data import datasets, preprocess
-from sjft_jax.data.datasets import Dataset
+from sjft_jax.data.dataset import Dataset
 from sjft_jax.errors import UserError
 
 # What the edges depend on besides bank and images.

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from sjft_jax import certificate, files, paths, progress, tables
 from sjft_jax.data import datasets
+from sjft_jax.data.dataset import Dataset
 from sjft_jax.errors import UserError
 
 SCHEMA = pa.schema(
@@ -41,8 +42,8 @@ class Selection:
     index: positions in the pool of the images selected, int64 [m], ascending.
   """
 
-  target: datasets.Dataset
-  pool: datasets.Dataset
+  target: Dataset
+  pool: Dataset
   target_n: np.ndarray
   source_n: np.ndarray
   rank_n: np.ndarray

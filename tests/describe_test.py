@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from sjft_jax import describe, mesh
-from sjft_jax.data import datasets
+from sjft_jax.data.dataset import Dataset
 from sjft_jax.errors import UserError
 from sjft_jax.ops import gabor, groups
 from tests import small
@@ -39,7 +39,7 @@ def images():
   files = [cv2.imencode('.png', p[..., ::-1])[1].tobytes() for p in pixels]
   files[BAD] = b'no image'
   n = len(files)
-  dataset = datasets.Dataset(
+  dataset = Dataset(
     name='set',
     classes=('any',),
     ids=np.array([f'set:{i}' for i in range(n)]),

@@ -5,6 +5,7 @@ import pytest
 
 from sjft_jax import evaluate, mesh
 from sjft_jax.data import datasets, preprocess
+from sjft_jax.data.dataset import Dataset
 
 
 def test_mean_class_accuracy_by_hand():
@@ -97,7 +98,7 @@ def test_posteriors_are_averages_over_the_views(views, mirror):
   """The likelihood is that of the left column, which a mirror moves."""
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (3, 9, 9, 3), np.uint8)
-  pool = datasets.Dataset(
+  pool = Dataset(
     name='t',
     classes=('a', 'b'),
     ids=np.array(['t:0', 't:1', 't:2']),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sjft_jax import features
-from sjft_jax.data.datasets import Dataset
+from sjft_jax.data.dataset import Dataset
 from sjft_jax.errors import UserError
 
 

@@ -26,7 +26,8 @@ from sjft_jax import (
   tables,
 )
 from sjft_jax.command import guarded
-from sjft_jax.data import datasets, pipelines
+from sjft_jax.data import pipelines
+from sjft_jax.data.dataset import Dataset
 from sjft_jax.errors import UserError
 from sjft_jax.models import resnet, trunks
 from tests import digits, scenes, small, store
@@ -132,7 +133,7 @@ def edges(devices, binning):
     for _ in range(7)
   ]
   read = []
-  dataset = datasets.Dataset(
+  dataset = Dataset(
     name='set',
     classes=('any',),
     ids=np.arange(7).astype(str),

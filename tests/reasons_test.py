@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sjft_jax import describe, reasons, tables
-from sjft_jax.data import datasets
+from sjft_jax.data.dataset import Dataset
 from sjft_jax.errors import UserError
 from sjft_jax.ops import divergence
 from tests import described
@@ -39,7 +39,7 @@ class Describer(described.Describer):
 
 
 def dataset(name, labels):
-  return datasets.Dataset(
+  return Dataset(
     name=name,
     classes=('x', 'y'),
     ids=np.array([f'{name}:{i:02d}' for i in range(len(labels))]),

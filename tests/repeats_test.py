@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from sjft_jax import repeats
-from sjft_jax.data import datasets, packaged, preprocess
+from sjft_jax.data import packaged, preprocess
+from sjft_jax.data.dataset import Dataset
 from sjft_jax.errors import UserError
 
 
 def dataset(files, names, name='main'):
-  return datasets.Dataset(
+  return Dataset(
     name=name,
     classes=('a',),
     ids=np.array([f'{name}:{n}' for n in names]),

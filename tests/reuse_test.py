@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from sjft_jax import describe, mesh, reuse, streams
-from sjft_jax.data import datasets
+from sjft_jax.data.dataset import Dataset
 from sjft_jax.errors import UserError
 
 SIZE = 16
@@ -20,7 +20,7 @@ def images(seed, count):
     cv2.imencode('.png', rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8))[1]
     for _ in range(count)
   ]
-  return datasets.Dataset(
+  return Dataset(
     name='set',
     classes=('any',),
     ids=np.array([f'set:{i}' for i in range(count)]),

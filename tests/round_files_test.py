@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from sjft_jax import paths, round_files
-from sjft_jax.data import datasets
+from sjft_jax.data.dataset import Dataset
 
 
 def dataset(name, labels):
-  return datasets.Dataset(
+  return Dataset(
     name='target',
     classes=('cat', 'a "dog",'),
     ids=np.array([f'target:{name}/{i}' for i in range(len(labels))]),

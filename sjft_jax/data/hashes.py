@@ -15,7 +15,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from sjft_jax import files, progress
-from sjft_jax.data import datasets, fingerprints, pipelines, preprocess
+from sjft_jax.data import fingerprints, pipelines, preprocess
+from sjft_jax.data.dataset import Dataset
 
 PART = 16384  # images
 FORMAT = 1  # of the parts; another one where a fingerprint changes its meaning
@@ -47,7 +48,7 @@ class Part:
 
 
 def table(
-  dataset: datasets.Dataset,
+  dataset: Dataset,
   start: int,
   stop: int,
   cache: pathlib.Path,
@@ -123,7 +124,7 @@ def hash_range(dataset, start, stop, threads, bar) -> Part:
   )
 
 
-def sha256_of(dataset: datasets.Dataset, i: int) -> bytes:
+def sha256_of(dataset: Dataset, i: int) -> bytes:
   """SHA-256 of a file, 32 bytes; zeros where it cannot be read."""
   try:
     return hashlib.sha256(dataset.read(i)).digest()

@@ -15,7 +15,8 @@ import grain
 import numpy as np
 
 from sjft_jax import errors, paths
-from sjft_jax.data import datasets, preprocess
+from sjft_jax.data import preprocess
+from sjft_jax.data.dataset import Dataset
 from sjft_jax.processes import cores
 
 # Images a thread takes at a time in a sweep: handing over single small images
@@ -67,7 +68,7 @@ class Candidates:
 
 
 def sweep(
-  dataset: datasets.Dataset,
+  dataset: Dataset,
   *,
   resize: int,
   crop: int,
@@ -117,7 +118,7 @@ def sweep(
 
 
 def find_bad(
-  dataset: datasets.Dataset, threads: int
+  dataset: Dataset, threads: int
 ) -> Iterator[tuple[int, str | None]]:
   """Decodes every image once, in order.
 
@@ -140,7 +141,7 @@ def find_bad(
 
 
 def each(
-  dataset: datasets.Dataset,
+  dataset: Dataset,
   function: Callable[[int], Any],
   threads: int,
   start: int = 0,
@@ -198,9 +199,7 @@ def refuse_transient(name, reason: str) -> None:
     )
 
 
-def _decode(
-  dataset: datasets.Dataset, i: int, least: int | None = None
-) -> np.ndarray:
+def _decode(dataset: Dataset, i: int, least: int | None = None) -> np.ndarray:
   try:
     return preprocess.decode(dataset.read(i), least=least)
   except OSError as e:
@@ -209,7 +208,7 @@ def _decode(
 
 
 def _image(
-  dataset: datasets.Dataset, i: int, resize: int, reduced: bool = False
+  dataset: Dataset, i: int, resize: int, reduced: bool = False
 ) -> np.ndarray:
   image = _decode(dataset, i, least=resize if reduced else None)
   return preprocess.resize(image, resize)
@@ -219,8 +218,8 @@ def _image(
 
 
 def joint(
-  target: datasets.Dataset | None,
-  source: datasets.Dataset | None,
+  target: Dataset | None,
+  source: Dataset | None,
   candidates: Candidates | None,
   *,
   seed: int | tuple[int, ...],

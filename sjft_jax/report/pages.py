@@ -10,14 +10,14 @@ import pathlib
 import jinja2
 
 from sjft_jax import files, paths
-from sjft_jax.data import datasets
+from sjft_jax.data.dataset import Dataset
 from sjft_jax.report import comparison, record, run, wording
 
 
 def write_run(
   workdir: pathlib.Path,
-  target_train: datasets.Dataset,
-  source: datasets.Dataset | None,
+  target_train: Dataset,
+  source: Dataset | None,
 ) -> pathlib.Path:
   """Writes the page of one run.
 
@@ -40,8 +40,8 @@ def write_run(
 def write_comparison(
   workdir: pathlib.Path,
   example: pathlib.Path,
-  target_train: datasets.Dataset,
-  source: datasets.Dataset | None,
+  target_train: Dataset,
+  source: Dataset | None,
 ) -> pathlib.Path:
   """Writes the page of a comparison: its arms, then one run in detail.
 

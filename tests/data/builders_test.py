@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from sjft_jax import prepare
-from sjft_jax.data import datasets, recorded
+from sjft_jax.data import datasets, recorded, tfds_sets
 from sjft_jax.data.builders import archives
 from sjft_jax.data.builders.indoor67 import indoor67_dataset_builder
 from sjft_jax.errors import UserError
@@ -294,7 +294,7 @@ def test_a_builder_gives_back_what_its_archives_hold(written, tmp_path):
     records = builder.as_data_source(
       split, decoders={'image': tfds.decode.SkipDecoding()}
     )
-    key = next(k for k in datasets.TFDS_NAMES if k in builder.info.features)
+    key = next(k for k in tfds_sets.TFDS_NAMES if k in builder.info.features)
     got = {
       record[key].decode(): (names[record['label']], record['image'])
       for record in records

@@ -4,7 +4,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from sjft_jax.data import datasets, fingerprints, hashes, packaged
+from sjft_jax.data import fingerprints, hashes, packaged
+from sjft_jax.data.dataset import Dataset
 
 COUNT = 10
 
@@ -17,7 +18,7 @@ def _set(files, name='main'):
     return files[i]
 
   reads = []
-  dataset = datasets.Dataset(
+  dataset = Dataset(
     name=name,
     classes=('a',),
     ids=np.array([f'{name}:{i}.png' for i in range(len(files))]),

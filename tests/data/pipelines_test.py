@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from sjft_jax import errors
-from sjft_jax.data import datasets, pipelines
+from sjft_jax.data import pipelines
+from sjft_jax.data.dataset import Dataset
 
 SIDE = 12
 DAMAGED = b'no image'
@@ -32,7 +33,7 @@ def _dataset(name, count, bad=()):
       return DAMAGED
     return files[i]
 
-  return datasets.Dataset(
+  return Dataset(
     name=name,
     classes=('even', 'odd'),
     ids=np.array([f'{name}:{i}' for i in range(count)]),
@@ -128,7 +129,7 @@ def _with_trouble(count=40):
     return whole.read(i)[:-9] if i == 39 else whole.read(i)
 
   fields = {**vars(whole), 'read': read}
-  return datasets.Dataset(**fields)
+  return Dataset(**fields)
 
 
 TROUBLE = {3: 'not a', 33: 'No such file', 39: 'truncated PNG'}
@@ -192,7 +193,7 @@ def test_a_sweep_reads_a_bounded_number_of_images_ahead():
     **vars(whole),
     'read': lambda i: read.append(i) or whole.read(i % 200),
   }
-  many = datasets.Dataset(**fields)
+  many = Dataset(**fields)
   blocks = pipelines.sweep(
     many.subset(np.arange(5000) % 200), resize=8, crop=8, batch=32, threads=2
   )
@@ -308,7 +309,7 @@ def _many_labels(labels):
     'labels': np.asarray(labels, np.int32),
     'classes': tuple(map(str, range(max(labels) + 1))),
   }
-  return datasets.Dataset(**fields)
+  return Dataset(**fields)
 
 
 def test_no_label_comes_more_often_than_it_may():

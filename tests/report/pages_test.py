@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sjft_jax import reasons, suspects
-from sjft_jax.data import datasets
+from sjft_jax.data.dataset import Dataset
 from sjft_jax.report import comparison as report_comparison
 from sjft_jax.report import galleries, pages, plots, record, summary
 
@@ -76,7 +76,7 @@ def dataset(name, classes, labels, sources=(), ids=None):
   """Image i is flat and its grey value is i; a pool has one class a source."""
   labels = np.asarray(labels, np.int32)
   ids = [f'{name}:{i:03d}' for i in range(len(labels))] if ids is None else ids
-  return datasets.Dataset(
+  return Dataset(
     name=name,
     classes=tuple(classes),
     ids=np.array(ids),

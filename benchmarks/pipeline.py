@@ -1,6 +1,6 @@
 """How fast images are made, against other loaders, and whether training waits.
 
-  python -m benchmarks.pipeline [--images=DIR] [--count=100]
+  python -m benchmarks.pipeline [--images=DIR] [--count=400]
   python -m benchmarks.pipeline --train --source=DIR --target=DIR [--steps=60]
 
 The first prints images per second, and per second of processor time: decoded,
@@ -151,7 +151,7 @@ def over(function, items):
   return sum(function(item) is not None for item in items)
 
 
-def seconds(rows, repeats=9):
+def seconds(rows, repeats=5):
   """Clock and processor seconds of each work, the best of some, in turn."""
   best = {name: np.full(2, np.inf) for name in rows}
   for _ in range(repeats):
@@ -316,7 +316,7 @@ def main():
   """Reads the arguments."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--images')
-  parser.add_argument('--count', type=int, default=100)
+  parser.add_argument('--count', type=int, default=400)
   parser.add_argument('--width', type=int, default=500)
   parser.add_argument('--height', type=int, default=375)
   parser.add_argument('--quality', type=int, nargs='+', default=[75, 90, 95])

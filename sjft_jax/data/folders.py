@@ -21,8 +21,12 @@ _NO_CLASSES = ('.csv', '.gz', '.html', '.json', '.md', '.pdf', '.py', '.tar',
 # Questions to a disk that wait for their answers at once, and for how many
 # files that is worth it.
 _ASKING, _MANY = 32, 1024
+# Where a Mac keeps in a zip what its files have beside their content.
+_MAC = '__MACOSX'
 # Names of folders that hold classes, not images.
-_PARTS = {'train', 'training', 'test', 'testing', 'val', 'valid', 'validation'}
+_TRAIN = {'train', 'training'}
+_PARTS = {*_TRAIN, 'test', 'testing', 'val', 'valid', 'validation', 'dev',
+          'eval'}  # fmt: skip
 
 
 def open_folder(part: str, setting: str) -> Dataset:
@@ -82,13 +86,16 @@ def open_folder(part: str, setting: str) -> Dataset:
 
 def _refuse_parts(folders, part, setting):
   """Or a whole set would be taken for two classes, and nobody would notice."""
-  if not _PARTS.issuperset(map(str.lower, folders)):
+  parts = [name for name in folders if name.lower() in _PARTS]
+  train = [name for name in parts if name.lower() in _TRAIN]
+  # One of them beside other folders may be a class: a train, a test.
+  whole = len(parts) == len(folders) or 0 < len(train) < len(parts)
+  if not (parts and whole):
     return
-  likely = min(folders, key=lambda name: not name.lower().startswith('train'))
   raise errors.UserError(
-    f'{setting} needs a folder that holds one folder of images per class; what '
-    f'{part} holds are the parts of a set, {", ".join(folders)}: give one of '
-    f'them, as {part}/{likely}.'
+    f'{setting} needs a folder that holds one folder of images per class; '
+    f'{part} holds the parts of a set, {", ".join(parts)}: give one of them, '
+    f'as {part}/{(train or parts)[0]}.'
   )
 
 
@@ -166,18 +173,18 @@ def _packed(path, inside: str, setting: str) -> Dataset:
   pack = packs.load(path, setting)
   prefix = f'{inside}/' if inside else ''
   found = [
-    (name.removeprefix('./'), i)
-    for i, name in enumerate(pack.names)
-    if _is_image(name.rpartition('/')[2])
-  ]
-  found = [
     (name.removeprefix(prefix), i)
-    for name, i in found
-    if name.startswith(prefix) and not _hidden(name)
+    for i, name in enumerate(pack.names)
+    if name.startswith(prefix)
+    and not _hidden(name)
+    and _is_image(name.rpartition('/')[2])
   ]
+  _refuse_unread(pack, prefix, path, setting)
   around = [str(path), inside]
+  # Of a test set what all have in common may be the class, as in a folder.
   while (
-    len({name.partition('/')[0] for name, _ in found}) == 1
+    setting != 'target.test'
+    and len({name.partition('/')[0] for name, _ in found}) == 1
     and min(name.count('/') for name, _ in found) > 1
   ):
     around.append(found[0][0].partition('/')[0])
@@ -190,7 +197,15 @@ def _packed(path, inside: str, setting: str) -> Dataset:
       f' in {path}/{inside} {what} such folders: give'
       ' ARCHIVE/FOLDER, or pack it again.'
     )
-  classes = sorted({name.partition('/')[0] for name, _ in found})
+  prefix = ''.join(f'{name}/' for name in around[1:] if name)
+  empty = {
+    name.removeprefix(prefix)
+    for name in pack.folders
+    if name.startswith(prefix) and not _hidden(name) and name != _MAC
+  }
+  classes = {name.partition('/')[0] for name, _ in found}
+  # Refused by name later, as an empty class folder is.
+  classes = sorted(classes.union(name for name in empty if '/' not in name))
   around = '/'.join(filter(None, around))
   _refuse_parts(classes, around, setting)
   _refuse_stray(sorted(name for name, _ in found), around, setting)
@@ -206,6 +221,24 @@ def _packed(path, inside: str, setting: str) -> Dataset:
   )
 
 
+def _refuse_unread(pack, prefix, path, setting):
+  """Or images, and classes with them, would be missing unnoticed."""
+  unread = sorted(
+    name
+    for name in pack.left
+    if name.startswith(prefix)
+    and not _hidden(name)
+    # One without an ending may be a link to a folder, and so to a class.
+    and (_is_image(name) or '.' not in name.rpartition('/')[2])
+  )
+  if unread:
+    raise errors.UserError(
+      f'{setting} needs an archive of plain files; {legible(unread[0])} in '
+      f'{path} (in all {len(unread)}) is a link, or sparse: pack it again with '
+      'what the links lead to (tar --dereference, without --sparse).'
+    )
+
+
 def _hidden(name: str) -> bool:
   return any(part.startswith('.') for part in name.split('/'))
 
@@ -215,11 +248,19 @@ def _listed(path, setting: str) -> Dataset:
   need = f'{setting} needs a csv with the columns path and label'
   try:
     with files.opened_text(path, 'utf-8-sig') as file:
-      reader = csv.DictReader(file, strict=True)
+      reader = csv.DictReader(file, strict=True, skipinitialspace=True)
       if not {'path', 'label'} <= set(reader.fieldnames or ()):
         came = ', '.join(reader.fieldnames or ('nothing',))
         raise errors.UserError(f'{need}; {path} has {came}: add them.')
-      rows = [(reader.line_num, row['path'], row['label']) for row in reader]
+      rows = [
+        (
+          reader.line_num,
+          row['path'],
+          (row['label'] or '').strip(),
+          None in row,
+        )
+        for row in reader
+      ]
   except (csv.Error, UnicodeError) as e:
     raise errors.UserError(f'{need}; {path} is none ({e}): repair it.') from e
   # Not where a link to the csv leads: a cache of downloads, or git-annex, keeps
@@ -228,18 +269,22 @@ def _listed(path, setting: str) -> Dataset:
   if not paths.in_store(path) and path.is_symlink():
     # Unless the images lie there, and not here.
     there = path.resolve().parent
-    some = [name for _, name, _ in rows[:9] if name]
+    some = [name for _, name, *_ in rows[:9] if name and '\0' not in name]
     here = any((root / name).exists() for name in some)
     if not here and any((there / name).exists() for name in some):
       root = there
   base = str(root).partition('://')[2] or os.path.normpath(root)
   inside, seen = os.path.join(base, ''), {}
-  for line, name, label in rows:
+  for line, name, label, more in rows:
     # Two spellings of a path would be one image twice.
     whole = os.path.normpath(os.path.join(base, name or ''))
     fault = ''
     if not name or not label:
       fault = 'lacks a path or a label'
+    elif more:
+      fault = 'has more columns than the first: quote what holds a comma'
+    elif '\0' in name:
+      fault = 'holds bytes that are no text'
     elif os.path.isabs(name):
       fault = (
         f'names {legible(name)}, an absolute path, where paths are relative to'
@@ -254,7 +299,7 @@ def _listed(path, setting: str) -> Dataset:
     seen[whole] = line
   if not rows:
     raise errors.UserError(f'{need}; {path} lists no image: add some.')
-  classes = sorted({label for *_, label in rows})
+  classes = sorted({label for _, _, label, _ in rows})
   label_of = {name: label for label, name in enumerate(classes)}
   # A store takes a key as it is written, `./` and all; on a disk, `x/..` leads
   # elsewhere if x is a link.
@@ -267,8 +312,8 @@ def _listed(path, setting: str) -> Dataset:
   read = paths.reader(root)
   return bare(
     classes=classes,
-    ids=[name.replace(os.sep, '/') for _, name, _ in rows],
-    labels=[label_of[label] for *_, label in rows],
+    ids=[name.replace(os.sep, '/') for _, name, *_ in rows],
+    labels=[label_of[label] for _, _, label, _ in rows],
     sizes=sizes,
     read=lambda i: read(names[i]),
   )

@@ -53,11 +53,16 @@ class Pack:
     names: of every member, its path in the archive, sorted.
     sizes: of every member in bytes, as the archive states it.
     read: position in `names` -> bytes; safe in threads; raises OSError.
+    folders: paths of the directories that have an entry of their own.
+    left: paths of what is there and cannot be read: symbolic links, sparse
+      files, hard links to what is not there.
   """
 
   names: list[str]
   sizes: list[int]
   read: Callable[[int], bytes]
+  folders: list[str]
+  left: list[str]
 
 
 def split(path):
@@ -79,7 +84,7 @@ def load(path, setting: str) -> Pack:
     setting: the name of its setting, for errors.
 
   Returns:
-    Its files. Links and directories are passed over.
+    Its files, and the names of what is none.
 
   Raises:
     UserError: if it is damaged, incomplete or encrypted, a name leads out of
@@ -88,16 +93,18 @@ def load(path, setting: str) -> Pack:
   """
   opener = _zip if path.name.lower().endswith('.zip') else _tar
   try:
-    members, read = opener(path, setting)
+    members, folders, left, read = opener(path, setting)
   except _DAMAGE as e:
     if fault := paths.cause(e):
       raise paths.unreadable(f'{setting}: {path}', fault) from e
+    _refuse_misnamed(path, setting)
     raise errors.UserError(
       f'{setting} needs a whole archive; {path} is damaged or incomplete'
       f' ({e or type(e).__name__}): get it again.'
     ) from e
+  members = [(_plain(name), *where) for name, *where in members]
   members.sort(key=lambda member: member[0])
-  names = [name for name, _, _ in members]
+  names = [name for name, *_ in members]
   for name, after in zip(names, [*names, None][1:], strict=True):
     if name == after or name.startswith('/') or '..' in name.split('/'):
       fault = 'comes twice' if name == after else 'leads out of it'
@@ -119,7 +126,41 @@ def load(path, setting: str) -> Pack:
       raise paths.DamagedError(errno.EIO, 'incomplete in the archive')
     return data
 
-  return Pack(names=names, sizes=[m[1] for m in members], read=checked)
+  return Pack(
+    names=names,
+    sizes=[m[1] for m in members],
+    read=checked,
+    folders=list(map(_plain, folders)),
+    left=list(map(_plain, left)),
+  )
+
+
+def _plain(name):
+  """As a tar names it that was made of `.` and of `*`."""
+  return name.removeprefix('./')
+
+
+# By what they begin with, the kinds that the others are named as.
+_KINDS = ((b'PK', '.zip'), (b'\x1f\x8b', '.tar.gz'), (b'BZh', '.tar.bz2'),
+          (b'\xfd7zXZ', '.tar.xz'), (b'(\xb5/\xfd', '.tar.zst'),
+          (b'7z\xbc\xaf', '.7z'), (b'Rar!', '.rar'))  # fmt: skip
+
+
+def _refuse_misnamed(path, setting):
+  """Says what an archive is that is not what its name says."""
+  head = paths.parts(path)(0, tarfile.BLOCKSIZE)
+  found = [kind for start, kind in _KINDS if head.startswith(start)]
+  found += ['.tar'] if head[257:262] == b'ustar' else []
+  name = path.name.lower()
+  if not found or name.endswith(found[0]):
+    return
+  if name.endswith('.tgz') and found[0] == '.tar.gz':
+    return
+  todo = 'rename it' if found[0] in SUFFIXES else 'pack it as one of those'
+  raise errors.UserError(
+    f'{setting} needs a .zip, .tar or .tar.gz file, named as what it is; '
+    f'{path} is a {found[0]} file: {todo}.'
+  )
 
 
 def _zip(path, setting):
@@ -128,14 +169,18 @@ def _zip(path, setting):
   # A member ends where the next begins, whatever it says of itself.
   ends = [*sorted(info.header_offset for info in infos), end][1:]
   places = sorted(infos, key=lambda info: info.header_offset)
-  members = []
+  members, folders, left = [], [], []
   for info, end in zip(places, ends, strict=True):
     if info.flag_bits & 1:
       raise errors.UserError(
         f'{setting} needs an archive that is not encrypted; {path} is:'
         ' unpack it and pack it again.'
       )
-    if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16):
+    if info.is_dir():
+      folders.append(info.filename.rstrip('/'))
+    elif stat.S_ISLNK(info.external_attr >> 16):
+      left.append(info.filename)
+    else:
       members.append((info.filename, info.file_size, (info, end)))
   part = paths.parts(path)
 
@@ -156,7 +201,7 @@ def _zip(path, setting):
       return _in_steps(file, size + 1)
     return file.read(size + 1)
 
-  return members, read
+  return members, folders, left, read
 
 
 # Of these two zipfile unpacks all that it reads, whatever was asked for.
@@ -185,7 +230,7 @@ def _in_steps(file, most):
 def _tar(path, setting):
   if path.name.lower().endswith('.tar'):
     with path.open('rb') as file:
-      return _members(file), paths.parts(path)
+      return *_members(file), paths.parts(path)
   try:
     import indexed_gzip
   except ModuleNotFoundError as e:
@@ -199,10 +244,10 @@ def _tar(path, setting):
   file = indexed_gzip.IndexedGzipFile(
     fileobj=packed, spacing=spacing, readbuf_size=_AT_A_TIME
   )
-  members = _members(file)
+  found = _members(file)
   # Its buffer serves the list, as every read begins to unpack at a point; after
   # an image it would read on, too.
-  return members, _Unpacked(file.detach().pread, 2 * spacing)
+  return *found, _Unpacked(file.detach().pread, 2 * spacing)
 
 
 class _Reopened(io.RawIOBase):
@@ -266,12 +311,20 @@ class _Unpacked:
       return data[:size]
 
 
-def _members(file) -> list[tuple[str, int, int]]:
-  """(name, bytes, where they begin) of the files of a tar, not of symlinks."""
-  members, links = [], []
+def _members(file) -> tuple[list[tuple[str, int, int]], list[str], list[str]]:
+  """Of a tar (name, bytes, where they begin)s of its files; folders; the rest.
+
+  What is neither a file, a folder nor a link (a device, a pipe) is no part of
+  it.
+  """
+  members, links, folders, left = [], [], [], []
   with tarfile.open(fileobj=file, mode='r:') as archive:
     for member in archive:
-      if member.isreg() and not member.issparse():
+      if member.isdir():
+        folders.append(member.name)
+      elif member.issym() or member.issparse():
+        left.append(member.name)
+      elif member.isreg():
         members.append((member.name, member.size, member.offset_data))
       elif member.islnk():
         links.append((member.name, member.linkname))
@@ -282,6 +335,10 @@ def _members(file) -> list[tuple[str, int, int]]:
       raise tarfile.ReadError('no end mark')
   if links:
     # A file with two names is packed once.
-    place = {name: where for name, *where in members}
-    members += [(name, *place[of]) for name, of in links if of in place]
-  return members
+    place = {_plain(name): where for name, *where in members}
+    for name, of in links:
+      if where := place.get(_plain(of)):
+        members.append((name, *where))
+      else:
+        left.append(name)
+  return members, folders, left

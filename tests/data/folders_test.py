@@ -156,10 +156,16 @@ def _parts_of_a_set(root):
   return root
 
 
+def _parts_of_a_set_and_more(root):
+  trees.write(root, 'train/a/1.jpg', 'test/a/2.jpg', 'unlabeled/a/3.jpg')
+  return root
+
+
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
     (_parts_of_a_set, 'the parts of a set, Train, test: give .*/Train'),
+    (_parts_of_a_set_and_more, 'the parts of a set, test, train: give .*/tr'),
     (_no_folder, 'none was given: --config.source.main.dir=DIR'),
     (_missing, 'gone does not exist'),
     (_a_file, 'file is not a folder'),
@@ -205,12 +211,25 @@ def test_a_csv_lists_images_and_labels(tmp_path):
     ('path,label\n/im/1.jpg,a\n', '/im/1.jpg, an absolute path'),
     ('path,label\nim/1.jpg,a\nim//1.jpg,b\n', 'a second time, after line 2'),
     ('path,label\n"im/1.jpg,a\n', 'is none'),
+    ('path,label\nim/1,a.jpg,a\n', 'line 2 of .* has more columns than the'),
+    ('path,label\nim/\0.jpg,a\n', 'line 2 of .* holds bytes that are no text'),
+    ('path,label\nim/1.jpg,  \n', 'lacks a path or a label'),
   ],
 )
 def test_unusable_csvs_get_one_clear_line(tmp_path, text, message):
   with pytest.raises(errors.UserError, match=message) as e:
     trees.pool(_csv(tmp_path, text))
   assert '\n' not in str(e.value)
+
+
+def test_spaces_around_a_label_make_no_other_class(tmp_path):
+  pool = trees.pool(_csv(tmp_path, 'path, label\nim/1.jpg, a\nim/2.jpg,a \n'))
+  assert pool.classes == ('main:a',)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+  trees.write(tmp_path, 'train/1.jpg', 'car/2.jpg')
+  assert trees.pool(tmp_path).classes == ('main:car', 'main:train')
 
 
 def test_a_folder_in_a_store_is_the_one_on_disk(tmp_path, bucket):

@@ -171,20 +171,96 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
     _pool(tmp_path / 'x.tar')
 
 
-def test_links_are_passed_over(tmp_path):
-  with tarfile.open(tmp_path / 'x.tar', 'w') as archive:
+def _with(path, name, kind, to='/etc/passwd'):
+  """An archive of an image and of a member of another kind."""
+  if path.suffix == '.zip':
+    with zipfile.ZipFile(path, 'w') as archive:
+      archive.writestr('a/1.jpg', b'')
+      member = zipfile.ZipInfo(name)
+      member.external_attr = 0o120777 << 16
+      archive.writestr(member, to)
+    return
+  with tarfile.open(path, 'w') as archive:
     archive.addfile(tarfile.TarInfo('a/1.jpg'))
-    for name, kind in (('a/2.jpg', tarfile.SYMTYPE), ('b/3.jpg', b'1')):
-      link = tarfile.TarInfo(name)
-      link.type, link.linkname = kind, '/etc/passwd'
-      archive.addfile(link)
-  with zipfile.ZipFile(tmp_path / 'x.zip', 'w') as archive:
-    archive.writestr('a/1.jpg', b'')
-    link = zipfile.ZipInfo('a/2.jpg')
-    link.external_attr = 0o120777 << 16
-    archive.writestr(link, '/etc/passwd')
-  for kind in ('tar', 'zip'):
-    assert _pool(tmp_path / f'x.{kind}').ids.tolist() == ['main:a/1.jpg']
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, to
+    archive.addfile(member)
+
+
+@pytest.mark.parametrize('name', ['a/notes.txt', 'a/.2.jpg', '.b/2.jpg'])
+def test_links_that_are_no_images_are_passed_over(tmp_path, name):
+  for suffix in ('tar', 'zip'):
+    _with(tmp_path / f'x.{suffix}', name, tarfile.SYMTYPE)
+    assert _pool(tmp_path / f'x.{suffix}').ids.tolist() == ['main:a/1.jpg']
+
+
+@pytest.mark.parametrize(
+  ('name', 'kind', 'suffix'),
+  [
+    ('a/2.jpg', tarfile.SYMTYPE, 'tar'),
+    ('a/2.jpg', tarfile.SYMTYPE, 'zip'),
+    ('b', tarfile.SYMTYPE, 'tar'),
+    ('b/3.jpg', tarfile.LNKTYPE, 'tar'),
+    ('b/3.jpg', tarfile.GNUTYPE_SPARSE, 'tar'),
+  ],
+)
+def test_images_that_an_archive_does_not_hold_are_no_images_less(
+  tmp_path, name, kind, suffix
+):
+  path = tmp_path / f'x.{suffix}'
+  _with(path, name, kind)
+  with pytest.raises(errors.UserError, match=f'{name} in .* is a link, or spa'):
+    _pool(path)
+
+
+def test_an_empty_class_of_an_archive_is_refused_as_that_of_a_folder(tmp_path):
+  for kind in ('zip', 'tar'):
+    path = tmp_path / f'x.{kind}'
+    _write(path, {'set/a/1.jpg': b'1', 'set/b/2.jpg': b'2'})
+    if kind == 'zip':
+      with zipfile.ZipFile(path, 'a') as archive:
+        for name in ('set/c/', '__MACOSX/', 'set/.d/', 'set/a/x/'):
+          archive.writestr(name, b'')
+    else:
+      with tarfile.open(path, 'a') as archive:
+        folder = tarfile.TarInfo('./set/c')
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    for at in ('', '/set'):
+      with pytest.raises(errors.UserError, match='every class; c has none'):
+        _pool(f'{path}{at}')
+
+
+@pytest.mark.parametrize(
+  ('kind', 'name', 'message'),
+  [
+    ('tar.gz', 'x.tar', 'is a .tar.gz file: rename it'),
+    ('tar', 'x.tgz', 'is a .tar file: rename it'),
+    ('zip', 'x.tar', 'is a .zip file: rename it'),
+    ('tar', 'x.zip', 'is a .tar file: rename it'),
+  ],
+)
+def test_an_archive_is_named_as_what_it_is(tmp_path, kind, name, message):
+  _write(tmp_path / f'y.{kind}', {'a/1.jpg': bytes(9)})
+  (tmp_path / f'y.{kind}').rename(tmp_path / name)
+  with pytest.raises(errors.UserError, match=message):
+    _pool(tmp_path / name)
+
+
+def test_a_name_that_comes_twice_is_named_however_it_is_written(tmp_path):
+  _write(tmp_path / 'x.tar', {'./a/1.jpg': b'1', 'a/1.jpg': b'2'})
+  with pytest.raises(errors.UserError, match=r"'a/1\.jpg' comes twice"):
+    _pool(tmp_path / 'x.tar')
+
+
+def test_the_class_of_a_test_set_of_one_class_is_that_of_the_folder(tmp_path):
+  _folder(tmp_path / 'train', {'cat/1.jpg': b'1', 'dog/2.jpg': b'2'})
+  _folder(tmp_path / 'test', {'cat/dog/1.jpg': b'1'})
+  _write(tmp_path / 'test.zip', {'cat/dog/1.jpg': b'1'})
+  for name in ('test', 'test.zip'):
+    spec = {'train': str(tmp_path / 'train'), 'test': str(tmp_path / name)}
+    _, test = datasets.open_target(spec, 0)
+    assert test.labels.tolist() == [0]
 
 
 def test_a_second_name_of_a_file_is_an_image(tmp_path):
@@ -193,7 +269,7 @@ def test_a_second_name_of_a_file_is_an_image(tmp_path):
     first.size = 4
     archive.addfile(first, io.BytesIO(b'same'))
     link = tarfile.TarInfo('b/2.jpg')
-    link.type, link.linkname = tarfile.LNKTYPE, 'a/1.jpg'
+    link.type, link.linkname = tarfile.LNKTYPE, './a/1.jpg'
     archive.addfile(link)
   pool = _pool(tmp_path / 'x.tar')
   assert pool.ids.tolist() == ['main:a/1.jpg', 'main:b/2.jpg']

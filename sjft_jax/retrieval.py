@@ -164,17 +164,18 @@ def _search(c, target, source, directory, key, mesh):
   # A cache is of the whole source, whatever is withheld for this target.
   whole = source.whole or source
   # One cache for all processes; whether they describe alike, shards tell.
-  machine = processes.told(describe.machine)
+  # Files that were written since are others, whatever they are called.
+  made = processes.told(lambda: [describe.machine(), *whole.stamps])
   fine = None
   if c.describe.fine_bins:
-    fine = _open_fine(c, whole, mesh, machine)
+    fine = _open_fine(c, whole, mesh, made)
   describer = open_describer(c, directory, mesh, fit_on=target, fine=fine)
   described = streams.Described(describer, target)
   kept = fine or describer
   stream = streams.Described(kept, whole)
   if c.search.cache:
     stream = streams.Cached(
-      kept, whole, c.search.cache, _cache_key(c, kept, whole, machine)
+      kept, whole, c.search.cache, _cache_key(c, kept, whole, made)
     )
   if source.whole:
     stream = streams.Within(stream, source.place)
@@ -289,12 +290,12 @@ def reopen(workdir, mesh) -> Search:
   )
 
 
-def _open_fine(c, source, mesh, machine):
+def _open_fine(c, source, mesh, made):
   """The describer of the source's fine bins, kept in the cache."""
   bank = describe.load_bank(c.describe)
   run_on = dict(mesh=mesh, batch=c.describe.batch, threads=c.threads)
   parts = [source.digest, c.describe.fine_bins, *_bank_parts(c)]
-  key = _digest([*parts, machine])
+  key = _digest([*parts, made])
   edges = pathlib.Path(c.search.cache).expanduser() / f'{key}.edges.npz'
   if processes.told(edges.exists):
     return describe.load(edges, bank, **run_on)
@@ -369,14 +370,15 @@ def _key(c, target, source):
   return _digest(parts)
 
 
-def _cache_key(c, describer, source, machine):
+def _cache_key(c, describer, source, made):
   """Digest of all that the source's counts depend on; the bins are edges.
 
-  Of another kind of machine they may differ in single pixels.
+  `made` is on what kind of machine, as on others they may differ in single
+  pixels, and of files of what times.
   """
   edges = np.ascontiguousarray(describer.edges_cb, '<f4').tobytes()
   parts = [source.digest, hashlib.sha256(edges).hexdigest(), *_bank_parts(c)]
-  return _digest([*parts, machine])
+  return _digest([*parts, made])
 
 
 def _bank_parts(c):

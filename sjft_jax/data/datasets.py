@@ -302,6 +302,7 @@ def open_pool(specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
     read=read,
     version=' '.join(part.version for part in parts),
     sources=tuple(part.name for part in parts),
+    stamps=tuple(part.stamps[0] for part in parts),
     source=source,
   )
 

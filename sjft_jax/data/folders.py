@@ -5,9 +5,12 @@ Or the images that a csv file lists, beside it.
 
 import concurrent.futures
 import csv
+import hashlib
 import itertools
 import os
 from collections.abc import Iterator
+
+import numpy as np
 
 from sjft_jax import errors, files, paths
 from sjft_jax.data import packs
@@ -55,7 +58,8 @@ def open_folder(part: str, setting: str) -> Dataset:
   if not root.is_dir():
     what = 'is not a folder' if root.exists() else 'does not exist'
     raise errors.UserError(f'{need}; {part} {what}: correct the path.')
-  folders, loose, rows = (_stored if paths.in_store(root) else _walked)(root)
+  look = _stored if paths.in_store(root) else _walked
+  folders, loose, rows, stamp = look(root)
   if loose:
     raise errors.UserError(
       f'{need}; images lie directly in {part} ({legible(loose[0])}, in all'
@@ -81,6 +85,7 @@ def open_folder(part: str, setting: str) -> Dataset:
     labels=[label for label, _, _ in rows],
     sizes=[size for _, _, size in rows],
     read=lambda i: read(names[i]),
+    stamp=stamp,
   )
 
 
@@ -120,7 +125,7 @@ def _refuse_stray(names, part, setting):
 
 
 def _walked(root):
-  """(class folders, images in none, (label, name, bytes)s) of a disk."""
+  """(class folders, images in none, (label, name, bytes)s, stamp) of a disk."""
   folders, loose = [], []
   with os.scandir(root) as entries:
     for entry in entries:
@@ -133,7 +138,7 @@ def _walked(root):
       elif (
         not entry.name.lower().endswith(_NO_CLASSES)
         and entry.is_symlink()
-        and _size(entry.path) < 0
+        and _stat(entry.path)[0] < 0
       ):
         raise errors.UserError(
           f'{legible(entry.path)} is a link that leads nowhere; where it led '
@@ -146,12 +151,12 @@ def _walked(root):
     for label, folder in enumerate(folders if not loose else ())
     for path in sorted(image_files(os.path.join(root, folder)))
   ]
-  sizes = _sizes([path for _, path in rows])
+  sizes, stamp = _stats([path for _, path in rows])
   rows = [
     (label, os.path.relpath(path, root), size)
     for (label, path), size in zip(rows, sizes, strict=True)
   ]
-  return folders, loose, rows
+  return folders, loose, rows, stamp
 
 
 def _stored(root):
@@ -165,7 +170,7 @@ def _stored(root):
     for name, size in seen
     if '/' in name and _is_image(name.rpartition('/')[2])
   ]
-  return folders, loose, sorted(rows)
+  return folders, loose, sorted(rows), ''
 
 
 def _packed(path, inside: str, setting: str) -> Dataset:
@@ -218,6 +223,7 @@ def _packed(path, inside: str, setting: str) -> Dataset:
     labels=[label_of[name.partition('/')[0]] for name, _ in found],
     sizes=[pack.sizes[i] for i in place],
     read=lambda i: pack.read(place[i]),
+    stamp='' if paths.in_store(path) else _stats([str(path)])[1],
   )
 
 
@@ -306,9 +312,9 @@ def _listed(path, setting: str) -> Dataset:
   names = [whole.removeprefix(inside) for whole in seen]
   if paths.in_store(root):
     there = dict(paths.below(root))
-    sizes = [there.get(name, -1) for name in names]
+    sizes, stamp = [there.get(name, -1) for name in names], ''
   else:
-    sizes = _sizes([os.path.join(root, name) for name in names])
+    sizes, stamp = _stats([os.path.join(root, name) for name in names])
   read = paths.reader(root)
   return bare(
     classes=classes,
@@ -316,6 +322,7 @@ def _listed(path, setting: str) -> Dataset:
     labels=[label_of[label] for _, _, label, _ in rows],
     sizes=sizes,
     read=lambda i: read(names[i]),
+    stamp=stamp,
   )
 
 
@@ -371,27 +378,32 @@ def legible(name: str) -> str:
   return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
 
-def _sizes(files: list[str]) -> list[int]:
-  """Bytes of every file; -1 of what is not there.
+def _stats(names: list[str]) -> tuple[list[int], str]:
+  """Bytes of every file, -1 of what is not there; a digest of their times.
 
   Raises:
     OSError: if the disk cannot tell now.
   """
-  if len(files) < _MANY:
-    return list(map(_size, files))
-  # Over a network an answer takes its time, not the disk's.
-  some = [files[at : at + _ASKING] for at in range(0, len(files), _ASKING)]
-  with concurrent.futures.ThreadPoolExecutor(_ASKING) as executor:
-    found = executor.map(lambda part: list(map(_size, part)), some)
-    return list(itertools.chain.from_iterable(found))
+  if len(names) < _MANY:
+    found = list(map(_stat, names))
+  else:
+    # Over a network an answer takes its time, not the disk's.
+    some = [names[at : at + _ASKING] for at in range(0, len(names), _ASKING)]
+    with concurrent.futures.ThreadPoolExecutor(_ASKING) as executor:
+      parts = executor.map(lambda part: list(map(_stat, part)), some)
+      found = list(itertools.chain.from_iterable(parts))
+  times = np.array([time for _, time in found], '<i8')
+  return [size for size, _ in found], hashlib.sha256(times).hexdigest()
 
 
-def _size(path: str) -> int:
+def _stat(name: str) -> tuple[int, int]:
+  """(bytes, when it was written, ns) of a file."""
   try:
-    return os.path.getsize(path)
+    found = os.stat(name)
   except OSError as e:
     # Sizes tell whether a set is another one: a size that is not known now may
     # not stand for it.
     if paths.is_transient(e):
       raise
-    return -1  # A broken link: listed as bad when it is read.
+    return -1, 0  # A broken link: listed as bad when it is read.
+  return found.st_size, found.st_mtime_ns

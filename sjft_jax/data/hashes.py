@@ -10,6 +10,8 @@ import contextlib
 import dataclasses
 import hashlib
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -66,7 +68,9 @@ def table(
   Yields:
     The parts, in order.
   """
-  directory = _directory(cache, f'{_key(dataset, start, stop)[:24]}-{FORMAT}')
+  # Named by its files alone, as runs call one set differently.
+  key = _key(dataset, start, stop)[:24]
+  directory = cache / f'{key}-{FORMAT}.{preprocess.PIXELS}'
   name = str(dataset.ids[start]).partition(':')[0]
   with progress.bar(stop - start, f'hash {name}') as bar:
     for first in range(start, stop, PART):
@@ -78,9 +82,9 @@ def table(
         fields = vars(part) | {'owner': part.owner - first}
         # What could not be read may be readable later.
         if not part.lost:
-          # The cache of a user without a home is nowhere.
+          # One that is nowhere, or not this user's, is none.
           with (
-            contextlib.suppress(NotADirectoryError),
+            contextlib.suppress(NotADirectoryError, PermissionError),
             files.replacing(path, shared=True) as file,
           ):
             np.savez(file, **{k: fields[k] for k in _FIELDS})
@@ -132,18 +136,10 @@ def sha256_of(dataset: Dataset, i: int) -> bytes:
     return _UNREADABLE
 
 
-def _directory(cache, key):
-  """Of a table: named by its files alone, as runs call one set differently.
-
-  Tables of earlier builds have such a name before the key.
-  """
-  old = sorted(cache.glob(f'*-{key}'))
-  return old[0] if old and not (cache / key).exists() else cache / key
-
-
 def _key(dataset, start, stop) -> str:
-  """Digest of names and sizes, whatever the run calls the set."""
-  sha = hashlib.sha256()
+  """Digest of names, sizes and times, whatever the run calls the set."""
+  one = 0 if dataset.source is None else dataset.source[start]
+  sha = hashlib.sha256(dataset.stamps[one].encode())
   for name in dataset.ids[start:stop]:
     sha.update(name.partition(':')[2].encode() + b'\0')
   sha.update(dataset.sizes[start:stop].astype('<i8').tobytes())
@@ -151,16 +147,26 @@ def _key(dataset, start, stop) -> str:
 
 
 def _stored(path, dataset, start, stop) -> Part | None:
-  """A part as it was stored, if it is of these files.
+  """A part as it was stored, if it is whole and of these files.
 
-  Names and sizes of others may be equal, so some are read.
+  Where files have no times names and sizes of others may be equal, so some are
+  read; and so are those that could not be, which may have been mended.
   """
-  if not path.exists():
+  try:
+    # numpy would not close the file of a damaged one.
+    with (
+      open(path, 'rb') as file,
+      np.load(file, allow_pickle=False) as stored,
+    ):
+      fields = {name: stored[name] for name in _FIELDS}
+    sha256 = fields['sha256'].reshape(stop - start, 32)
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
+          zlib.error):  # fmt: skip
     return None
-  with np.load(path, allow_pickle=False) as stored:
-    fields = {name: stored[name] for name in _FIELDS}
-  for i in np.unique(np.linspace(start, stop - 1, _PROBES).astype(int)):
-    if fields['sha256'][i - start].tobytes() != sha256_of(dataset, int(i)):
+  some = np.linspace(start, stop - 1, _PROBES).astype(int)
+  unread = np.flatnonzero(~sha256.any(axis=1)) + start
+  for i in np.union1d(some, unread).tolist():
+    if sha256[i - start].tobytes() != sha256_of(dataset, i):
       return None
   fields['owner'] = fields['owner'] + start
   return Part(start=start, **fields)

@@ -11,8 +11,10 @@ too large, before a decoder sees it: decoders fill missing rows with grey, write
 to stderr, or allocate what the header asks for.
 """
 
+import contextlib
 import re
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,6 +32,11 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 PIXELS = 2
 
 MAX_PIXELS = 178_956_970  # 512 MB of RGB; where Pillow suspects a bomb, too.
+# Decoding takes 6 to 12 bytes a pixel: of larger images one thread has one at a
+# time, or the memory of a run would be that times the threads.
+_LARGE_PIXELS = 2**24
+_one_large = threading.Lock()
+_STRIP = 2**20  # pixels that are laid over white at a time
 
 
 class BadImage(ValueError):  # noqa: N818
@@ -174,15 +181,16 @@ def decode(
       its structure whole goes unnoticed, as in every decoder.
   """
   name, header = _inspect(data, max_pixels)
-  if header.alpha:
-    image = _opencv(header.data, cv2.IMREAD_UNCHANGED, name)
-    if image.ndim == 3 and image.shape[2] == 4:
-      return _over_white(image)
-  by = _reduction(name, header, least)
-  if by == 1:
-    return _opencv(header.data, cv2.IMREAD_COLOR_RGB, name)
-  image = _opencv(header.data, _REDUCED_COLOR[by], name)
-  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+  with _admitted(header):
+    if header.alpha:
+      image = _opencv(header.data, cv2.IMREAD_UNCHANGED, name)
+      if image.ndim == 3 and image.shape[2] == 4:
+        return _over_white(image)
+    by = _reduction(name, header, least)
+    if by == 1:
+      return _opencv(header.data, cv2.IMREAD_COLOR_RGB, name)
+    image = _opencv(header.data, _REDUCED_COLOR[by], name)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def decode_grey(
@@ -194,7 +202,8 @@ def decode_grey(
     return cv2.cvtColor(decode(data, max_pixels), cv2.COLOR_RGB2GRAY)
   # A JPEG holds it as it is.
   by = _reduction(name, header, least)
-  return _opencv(header.data, _REDUCED_GREY[by], name)
+  with _admitted(header):
+    return _opencv(header.data, _REDUCED_GREY[by], name)
 
 
 _REDUCED_COLOR = {
@@ -208,6 +217,12 @@ _REDUCED_GREY = {
   4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
   8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
+
+
+def _admitted(header: _Header):
+  if header.width * header.height < _LARGE_PIXELS:
+    return contextlib.nullcontext()
+  return _one_large
 
 
 def _reduction(name: str, header: _Header, least: int | None) -> int:
@@ -247,11 +262,17 @@ def _opencv(data: bytes, flags: int, name: str) -> np.ndarray:
 
 
 def _over_white(bgra: np.ndarray) -> np.ndarray:
-  if bgra.dtype == np.uint16:
-    bgra = (bgra >> 8).astype(np.uint8)
-  alpha = bgra[..., 3:].astype(np.uint16)
-  over = bgra[..., 2::-1] * alpha + 255 * (255 - alpha)
-  return ((over + 127) // 255).astype(np.uint8)
+  height, width = bgra.shape[:2]
+  result = np.empty((height, width, 3), np.uint8)
+  rows = max(1, _STRIP // width)
+  for top in range(0, height, rows):
+    strip = bgra[top : top + rows]
+    if strip.dtype == np.uint16:
+      strip = (strip >> 8).astype(np.uint8)
+    alpha = strip[..., 3:].astype(np.uint16)
+    over = strip[..., 2::-1] * alpha + 255 * (255 - alpha)
+    result[top : top + rows] = (over + 127) // 255
+  return result
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:

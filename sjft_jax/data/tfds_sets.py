@@ -96,6 +96,7 @@ def open_split(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
     read=lambda i: records[i]['image'],
     # Positions mean something only within one version and split.
     version=f'{info.full_name} {part}',
+    stamp=_files_digest(builder, part, key),
   )
 
 

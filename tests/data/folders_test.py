@@ -1,7 +1,9 @@
 import contextlib
+import dataclasses
 import errno
 import os
 import threading
+import zipfile
 
 import numpy as np
 import pytest
@@ -438,15 +440,65 @@ def test_many_sizes_are_asked_for_at_once_and_stay_in_order(
   monkeypatch.setattr(folders, '_MANY', 10)
   monkeypatch.setattr(folders, '_ASKING', 3)
   # Three questions are open before one is answered.
-  meeting, ask = threading.Barrier(3, timeout=30), folders._size
+  meeting, ask = threading.Barrier(3, timeout=30), folders._stat
 
-  def size(path):
+  def stat(path):
     if path.endswith(('/00.jpg', '/09.jpg', '/18.jpg')):
       meeting.wait()
     return ask(path)
 
-  monkeypatch.setattr(folders, '_size', size)
+  monkeypatch.setattr(folders, '_stat', stat)
   together = trees.pool(tmp_path)
   assert together.digest == alone.digest
   assert together.ids.tolist() == alone.ids.tolist()
   assert together.sizes.tolist() == alone.sizes.tolist()
+
+
+def _grey(shade):
+  """A picture as others of other shades are: of one size."""
+  return b'P5 4 4 255\n' + bytes([shade]) * 16
+
+
+def test_other_pictures_of_equal_names_and_sizes_are_another_set(tmp_path):
+  for root, shade in (('x', 1), ('y', 2)):
+    for i in range(20):
+      trees.write(tmp_path / root, f'a/{i:02d}.pgm', data=_grey(shade))
+  first, other = trees.pool(tmp_path / 'x'), trees.pool(tmp_path / 'y')
+  assert first.ids.tolist() == other.ids.tolist()
+  assert first.sizes.tolist() == other.sizes.tolist()
+  assert first.digest != other.digest
+  assert trees.pool(tmp_path / 'x').digest == first.digest
+
+
+def test_a_stamp_tells_that_one_file_was_written_since(tmp_path):
+  for i in range(20):
+    trees.write(tmp_path, f'set/a/{i:02d}.pgm', data=_grey(i))
+  with zipfile.ZipFile(tmp_path / 'set.zip', 'w') as archive:
+    archive.write(tmp_path / 'set/a/00.pgm', 'a/00.pgm')
+  text = 'path,label\na/00.pgm,a\na/01.pgm,b\n'
+  (tmp_path / 'set/list.csv').write_text(text)
+  places = ['set', 'set.zip', 'set/list.csv']
+  before = [trees.pool(tmp_path / place) for place in places]
+  again = [trees.pool(tmp_path / place) for place in places]
+  assert [p.stamps for p in again] == [p.stamps for p in before]
+  os.utime(tmp_path / 'set/a/01.pgm', ns=(1, 1))
+  os.utime(tmp_path / 'set.zip', ns=(1, 1))
+  after = [trees.pool(tmp_path / place) for place in places]
+  for a, b in zip(before, after, strict=True):
+    # The set is the same wherever it is copied to.
+    assert a.digest == b.digest
+    assert a.stamps != b.stamps
+
+
+def test_a_set_is_not_known_by_what_cannot_be_read_now(tmp_path):
+  trees.write(tmp_path, 'a/1.jpg', 'a/2.jpg', 'b/3.jpg')
+  pool = trees.pool(tmp_path)
+
+  def stale(i):
+    raise OSError(errno.ESTALE, 'Stale file handle')
+
+  away = dataclasses.replace(pool, read=stale)
+  with pytest.raises(errors.UserError, match=r'a/1\.jpg cannot be read now'):
+    assert away.digest
+  (tmp_path / 'a/1.jpg').unlink()
+  assert trees.pool(tmp_path).digest != pool.digest

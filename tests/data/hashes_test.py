@@ -1,9 +1,11 @@
 import dataclasses
+import errno
 import hashlib
 
 import numpy as np
 import pytest
 
+from sjft_jax import paths
 from sjft_jax.data import fingerprints, hashes, packaged
 from sjft_jax.data.dataset import Dataset
 
@@ -75,16 +77,41 @@ def test_a_stored_table_is_read_not_made_again(images, tmp_path):
   assert set(reads) <= {0, 4, 8}  # The probes.
 
 
-def test_a_table_of_an_earlier_build_is_read_under_any_name(images, tmp_path):
+def test_a_table_that_is_damaged_is_made_anew(images, tmp_path):
   first = _table(_set(images)[0], tmp_path)
   (table,) = tmp_path.iterdir()
-  table.rename(tmp_path / f'main-{table.name}')
-  (tmp_path / f'main-{table.name}' / '000000004.npz').unlink()
-  for name, read in (('other', {0, 4, 5, 7, 8}), ('third', {0, 4, 8})):
-    renamed, reads = _set(images, name=name)
-    _assert_same(first, _table(renamed, tmp_path))
-    assert set(reads) == read  # Of the part that is missing, and the probes.
+  for data in (b'', b'no archive', (table / '000000004.npz').read_bytes()[:99]):
+    (table / '000000004.npz').write_bytes(data)
+    again, reads = _set(images)
+    _assert_same(first, _table(again, tmp_path))
+    assert {4, 5, 7} <= set(reads)
   assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_was_written_since_is_hashed_anew(images, tmp_path):
+  before, _ = _set(images)
+  stamped = dataclasses.replace(before, stamps=('then',))
+  _table(stamped, tmp_path)
+  # Of equal size, and none of those that are read to compare.
+  changed = list(images)
+  changed[5] = images[5][::-1]
+  other, _ = _set(changed)
+  other = dataclasses.replace(other, stamps=('now',))
+  _assert_same(
+    _table(other, tmp_path), _table(_set(changed)[0], tmp_path / 'x')
+  )
+
+
+def test_what_was_damaged_and_is_mended_is_hashed_anew(images, tmp_path):
+  whole, _ = _set(images)
+
+  def read(i):
+    if i == 5:
+      raise paths.DamagedError(errno.EIO, 'damaged in the archive')
+    return whole.read(i)
+
+  _table(dataclasses.replace(whole, read=read), tmp_path)
+  _assert_same(_table(whole, tmp_path), _table(whole, tmp_path / 'x'))
 
 
 def test_what_could_not_be_read_is_tried_again(images, tmp_path):

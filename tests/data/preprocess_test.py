@@ -1,4 +1,7 @@
+import concurrent.futures
 import io
+import time
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -114,6 +117,41 @@ def test_sixteen_bits_keep_the_upper_eight(form):
 
 
 @pytest.mark.parametrize('name', FILES)
+@pytest.mark.parametrize('kind', [np.uint8, np.uint16])
+def test_what_is_laid_over_white_takes_no_more_than_a_strip(monkeypatch, kind):
+  rng = np.random.default_rng(0)
+  bgra = rng.integers(np.iinfo(kind).max, size=(300, 70, 4)).astype(kind)
+  whole = preprocess._over_white(bgra)
+  monkeypatch.setattr(preprocess, '_STRIP', 7 * 70 + 3)
+  tracemalloc.start()
+  strips = preprocess._over_white(bgra)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  np.testing.assert_array_equal(strips, whole)
+  assert peak < 1.5 * strips.nbytes
+
+
+def test_threads_decode_one_large_image_at_a_time(monkeypatch):
+  data, at_once, most = _file(_picture(), 'PNG'), [], []
+  decode = preprocess._opencv
+
+  def slow(*args):
+    at_once.append(1)
+    most.append(len(at_once))
+    time.sleep(0.01)
+    at_once.pop()
+    return decode(*args)
+
+  monkeypatch.setattr(preprocess, '_opencv', slow)
+  with concurrent.futures.ThreadPoolExecutor(4) as executor:
+    list(executor.map(preprocess.decode, [data] * 8))
+    assert max(most) > 1
+    most.clear()
+    monkeypatch.setattr(preprocess, '_LARGE_PIXELS', 1)
+    list(executor.map(preprocess.decode, [data] * 8))
+  assert set(most) == {1}
+
+
 @pytest.mark.parametrize('kept', [0.02, 0.1, 0.3, 0.5, 0.7, 0.9, -3, -1])
 def test_truncated_files_are_refused_quietly(name, kept, capfd):
   data = FILES[name]

@@ -116,7 +116,6 @@ def test_sixteen_bits_keep_the_upper_eight(form):
   np.testing.assert_array_equal(image, expected)
 
 
-@pytest.mark.parametrize('name', FILES)
 @pytest.mark.parametrize('kind', [np.uint8, np.uint16])
 def test_what_is_laid_over_white_takes_no_more_than_a_strip(monkeypatch, kind):
   rng = np.random.default_rng(0)
@@ -152,6 +151,7 @@ def test_threads_decode_one_large_image_at_a_time(monkeypatch):
   assert set(most) == {1}
 
 
+@pytest.mark.parametrize('name', FILES)
 @pytest.mark.parametrize('kept', [0.02, 0.1, 0.3, 0.5, 0.7, 0.9, -3, -1])
 def test_truncated_files_are_refused_quietly(name, kept, capfd):
   data = FILES[name]

@@ -137,7 +137,7 @@ def _check(c, target, test, mesh, workdir):
   if processes.count() > 1:
     # They may lie on the disks of several machines.
     used = []
-    if c.selection in selection.SEARCHED:
+    if selection.RULES[c.selection].searched == 'descriptors':
       used.append(c.describe.edges)
       used.append(c.describe.weights if c.describe.bank == 'conv' else '')
     if c.rounds or c.selection == 'features':
@@ -188,7 +188,7 @@ def _check(c, target, test, mesh, workdir):
 def check_files(c):
   """Refuses descriptors and weights that cannot be read."""
   # They are read again where they are used, hours later.
-  if c.selection in selection.SEARCHED:
+  if selection.RULES[c.selection].searched == 'descriptors':
     describe.load_bank(c.describe)
     if c.describe.edges:
       # Says so where there is no such file; of what it holds, nothing is asked.

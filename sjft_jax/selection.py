@@ -1,6 +1,7 @@
 """Which source images stand behind every target image, round after round."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def stage(c, target, pool, workdir, mesh, donors):
     index_qk, bad = features.find(
       c, target, pool, directory, mesh=mesh, donors=theirs
     )
-  elif c.selection in SEARCHED:
+  elif RULES[c.selection].searched:
     found = retrieval.find(c, target, pool, directory, mesh=mesh, donors=theirs)
     index_qk, bad = found.index_qk, found.unreadable
   else:
@@ -68,7 +69,7 @@ def stage(c, target, pool, workdir, mesh, donors):
       (paths.path(workdir) / SOURCE_CLASSES).unlink(missing_ok=True)
     return draw, pool
   # No round can reach more images than these.
-  widest = WIDEST.get(rule, rule)(
+  widest = (rule.widest or rule.choose)(
     dataclasses.replace(found, images=0),
     np.full(len(target), c.budget.maximum),
   )
@@ -121,7 +122,7 @@ def drawn(c, found, target_ids, budget_q):
   Raises:
     UserError: if a target image has none.
   """
-  chosen = RULES[c.selection](found, budget_q)
+  chosen = RULES[c.selection].choose(found, budget_q)
   return common(chosen, found.label_n, c.budget.least_per_class, target_ids)
 
 
@@ -300,21 +301,50 @@ def _without_rare(candidates, label_n, least):
   )
 
 
-# (what was found, budget_q) -> Candidates.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+  """What a value of the setting `selection` means.
+
+  choose: (`Found`, budget_q int [q]) -> `Candidates`; None: no source image.
+  widest: likewise, of all that `choose` can choose at any K; None: what it
+    chooses at the largest.
+  searched: by what nearest images are searched, 'descriptors' or 'features';
+    '': there is no search.
+  counted: whether budget.images may say how many images are chosen.
+  """
+
+  choose: Callable[[Found, np.ndarray], Candidates] | None = None
+  widest: Callable[[Found, np.ndarray], Candidates] | None = None
+  searched: str = ''
+  counted: bool = False
+
+
 RULES = {
-  'neighbours': neighbours,
-  'features': neighbours,
-  'labelled': labelled,
-  'classes': classes,
-  'random': random,
-  'all': everything,
-  'none': None,
+  'neighbours': Rule(choose=neighbours, searched='descriptors', counted=True),
+  'features': Rule(choose=neighbours, searched='features', counted=True),
+  'labelled': Rule(choose=labelled, widest=neighbours, searched='descriptors'),
+  'classes': Rule(
+    choose=classes, widest=everything, searched='descriptors', counted=True
+  ),
+  'random': Rule(choose=random, searched='descriptors', counted=True),
+  'all': Rule(choose=everything),
+  # Has no images to count, and so nothing to refuse.
+  'none': Rule(counted=True),
 }
-# What holds all that a rule can choose at any K; by default its own choice at
-# the largest.
-WIDEST = {labelled: neighbours, classes: everything}
-# These need the search by low-level descriptors; `features` has its own.
-SEARCHED = ('neighbours', 'labelled', 'classes', 'random')
+
+
+def uses_k(settings) -> bool:
+  """Whether K decides what a run trains on.
+
+  Args:
+    settings: of its config.json; those it lacks are as by default.
+  """
+  if settings.get('train', {}).get('by_hardness'):
+    return True  # It decides how often an image comes.
+  images = settings.get('budget', {}).get('images', 0)
+  name = settings.get('selection', 'neighbours')
+  # Random images are as many as K makes them, or as many as are asked for.
+  return bool(RULES[name].searched) and not (name == 'random' and images)
 
 
 def selected(candidates) -> np.ndarray:

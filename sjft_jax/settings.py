@@ -137,9 +137,8 @@ def check(c):
       'budget.depth',
       f'0 or at least {c.budget.maximum} (budget.maximum)',
     )
-  chosen = 'neighbours', 'features', 'classes', 'random', 'none'
   need(
-    not c.budget.images or c.selection in chosen,
+    not c.budget.images or selection.RULES[c.selection].counted,
     'budget.images',
     f'0 for selection={c.selection}, which takes what it takes',
   )

@@ -298,10 +298,10 @@ def _values(c, arm, own) -> dict:
     values['learning_rate'] = (own.optim.learning_rate,)
   if 'steps' in set_.get('train', {}):
     values['steps'] = (own.train.steps * own.rounds,)
-  by_k = own.selection in (*selection.SEARCHED, 'features')
-  if by_k and 'initial' not in set_.get('budget', {}):
+  searched = selection.RULES[own.selection].searched
+  if searched and 'initial' not in set_.get('budget', {}):
     values['initial'] = tuple(tune_.initial)
-  if own.selection in selection.SEARCHED and 'describe' not in set_:
+  if searched == 'descriptors' and 'describe' not in set_:
     values['bank'] = tuple(tune_.banks)
   weighed = 'source_weight' in set_.get('train', {})
   if own.selection != 'none' and not weighed:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from sjft_jax import selection
 from sjft_jax.report import plots, record, wording
 
 # Settings whose tuning may end where it should have gone on. The weight of the
@@ -132,7 +133,7 @@ def figures(workdir, arms) -> Iterator[dict | None]:
     if len({len(run['rounds']) for run in runs}) > 1:
       note = f'{_BAND} {_ENDED}'
   by_images = any(
-    plots.has_k(own) and own.get('budget', {}).get('images')
+    selection.uses_k(own) and own.get('budget', {}).get('images')
     for own in settings.values()
   )
   for name, title, unit, value, more in (
@@ -254,5 +255,5 @@ def _test_percent(r, settings) -> float:
 
 def _mean_k(r, settings) -> float:
   """Mean K of a round, NaN where it decides nothing."""
-  shown = record.borrowed(r) and plots.has_k(settings)
+  shown = record.borrowed(r) and selection.uses_k(settings)
   return r['mean_k'] if shown else math.nan

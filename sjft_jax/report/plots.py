@@ -205,20 +205,6 @@ def bars(name, title, x_label, y_label, bar_n, line_n, labels, starts) -> dict:
   }
 
 
-def has_k(settings) -> bool:
-  """Whether K decides what a run with these settings trains on.
-
-  Args:
-    settings: of its config.json; those it lacks are as by default.
-  """
-  if settings.get('train', {}).get('by_hardness'):
-    return True  # It decides how often an image comes.
-  images = settings.get('budget', {}).get('images', 0)
-  rule = settings.get('selection', 'neighbours')
-  # Random images are as many as K makes them, or as many as are asked for.
-  return rule not in ('all', 'none') and not (rule == 'random' and images)
-
-
 def thin(points, most) -> np.ndarray:
   """At most so many points, the means of neighbouring ones; float [2, n]."""
   size = math.ceil(len(points) / most) or 1

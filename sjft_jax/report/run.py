@@ -80,7 +80,7 @@ def context(workdir, target, source) -> dict:
   answered = list(filter(round_files.answered, folders))
   if answered:
     # K says nothing of a run that borrows nothing.
-    grows = budgets and record.borrowed(lent) and plots.has_k(settings)
+    grows = budgets and record.borrowed(lent) and selection.uses_k(settings)
     next_k_q = budgets[-1][1] if grows else np.zeros(len(target), int)
     shown['hardest'] = galleries.hardest(answered[-1], next_k_q, target)
   return shown
@@ -130,7 +130,7 @@ def round_table(rounds, settings) -> list[list[str]]:
   rows = [[*head, 'Training accuracy, %', 'Mean K', 'Images borrowed']]
   for r in rounds:
     borrowed = record.borrowed(r)
-    k = borrowed and plots.has_k(settings) and r.get('mean_k')
+    k = borrowed and selection.uses_k(settings) and r.get('mean_k')
     rows.append(
       [
         str(r['round']),
@@ -152,7 +152,7 @@ def _run_plots(workdir, results, budgets) -> Iterator[dict | None]:
   images = settings.get('budget', {}).get('images')
   # K says nothing of a run that borrows nothing, or all there is.
   lent = rounds and record.borrowed(rounds[-1])
-  if not (lent and plots.has_k(settings)):
+  if not (lent and selection.uses_k(settings)):
     k_mq = None
   x = [r['round'] for r in rounds]
 

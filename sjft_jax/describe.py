@@ -10,6 +10,7 @@ import importlib.metadata
 import pathlib
 import platform
 import time
+import zipfile
 from collections.abc import Callable
 
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from sjft_jax import files, progress
+from sjft_jax import files, processes, progress
 from sjft_jax import mesh as meshes
 from sjft_jax.data import pipelines
 from sjft_jax.errors import UserError
@@ -258,7 +259,7 @@ class Describer:
 
   def save(self, path, shared=False):
     """Writes edges.npz, if this is the first process; see `files.replacing`."""
-    if meshes.share()[0]:
+    if not processes.first():
       return
     with files.replacing(path, shared=shared) as file:
       np.savez(
@@ -419,20 +420,40 @@ def _missing(name, reason):
 
 
 def load(path, bank, *, mesh, batch, threads) -> Describer:
-  """The describer whose edges `save` wrote."""
-  with (
-    files.opened(path) as file,
-    np.load(file, allow_pickle=False) as stored,
-  ):
-    return Describer(
-      bank=bank,
-      edges_cb=stored['edges'],
-      lower_c=stored['lower'],
-      upper_c=stored['upper'],
-      mesh=mesh,
-      batch=_whole_batch(batch, bank, mesh),
-      threads=threads,
+  """The describer whose edges `Describer.save` wrote.
+
+  Args:
+    path: of the edges.npz.
+    bank: `Bank`; that the edges are of its channels is not checked.
+    mesh: the devices that describe images.
+    batch: images described at a time, rounded up as `fit` does.
+    threads: that decode; 0 = one per CPU.
+
+  Raises:
+    UserError: if it cannot be read, or is no such file.
+  """
+  try:
+    stored = files.read_npz(path)
+    edges_cb, lower_c, upper_c = (
+      stored[name] for name in ('edges', 'lower', 'upper')
     )
+    if edges_cb.ndim != 2:
+      raise ValueError(f'edges are [channels, bins - 1], not {edges_cb.shape}')
+  # What NumPy raises for a file that is no edges.npz.
+  except (
+    OSError, ValueError, KeyError, IndexError, TypeError, EOFError,
+    zipfile.BadZipFile,
+  ) as error:  # fmt: skip
+    raise UserError(f'{path} could not be read: {error}') from error
+  return Describer(
+    bank=bank,
+    edges_cb=edges_cb,
+    lower_c=lower_c,
+    upper_c=upper_c,
+    mesh=mesh,
+    batch=_whole_batch(batch, bank, mesh),
+    threads=threads,
+  )
 
 
 # By which a count of pixels, or its logarithm, may differ.

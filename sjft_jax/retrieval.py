@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import zipfile
 
 import numpy as np
 import pyarrow.compute as pc
@@ -30,11 +29,6 @@ from sjft_jax.errors import UserError
 
 # What the edges depend on besides bank and images.
 _BINNING = ('bins', 'binning', 'fine_bins')
-# What NumPy raises for a file that is no edges.npz.
-_NO_EDGES = (
-  OSError, ValueError, KeyError, IndexError, TypeError, EOFError,
-  zipfile.BadZipFile,
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -341,12 +335,11 @@ def _given_edges(c, bank, run_on):
   needed = len(bank.layer_c), c.describe.bins
   try:
     describer = describe.load(c.describe.edges, bank, **run_on)
-    came = len(describer.edges_cb), describer.bins
-  except _NO_EDGES as error:
+  except UserError as error:
     raise UserError(
-      f'describe.edges needs an edges.npz of another run; {c.describe.edges} '
-      f'could not be read: {error}'
+      f'describe.edges needs an edges.npz of another run; {error}'
     ) from error
+  came = len(describer.edges_cb), describer.bins
   if came != needed:
     raise UserError(
       f'describe.edges needs edges of {needed[0]} channels and {needed[1]} '

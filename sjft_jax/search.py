@@ -317,11 +317,8 @@ class _Shards:
         np.savez(file, **pairs, **rest)
 
   def load(self, shard):
-    with (
-      files.opened(self._path(shard)) as file,
-      np.load(file, allow_pickle=False) as stored,
-    ):
-      value = {k: v if v.ndim else v.item() for k, v in stored.items()}
+    stored = files.read_npz(self._path(shard))
+    value = {k: v if v.ndim else v.item() for k, v in stored.items()}
     pairs = tuple(value.pop(name) for name in ('row', 'index', 'distance'))
     return value | {'pairs': pairs}
 

@@ -157,8 +157,8 @@ def _stored(path, dataset, start, stop) -> Part | None:
   """
   if not path.exists():
     return None
-  with np.load(path, allow_pickle=False) as stored:
-    fields = {name: stored[name] for name in _FIELDS}
+  stored = files.read_npz(path)
+  fields = {name: stored[name] for name in _FIELDS}
   for i in np.unique(np.linspace(start, stop - 1, _PROBES).astype(int)):
     if fields['sha256'][i - start].tobytes() != sha256_of(dataset, int(i)):
       return None

@@ -12,8 +12,7 @@ import pathlib
 import numpy as np
 import tensorstore
 
-from sjft_jax import files
-from sjft_jax.data import pipelines
+from sjft_jax import files, paths
 from sjft_jax.describe import Block
 from sjft_jax.errors import UserError
 
@@ -206,7 +205,7 @@ def passing(bad) -> list:
   Args:
     bad: (position, reason) of each bad image.
   """
-  return [i for i, reason in bad if reason.startswith(pipelines.UNREADABLE)]
+  return [i for i, reason in bad if paths.may_pass(reason)]
 
 
 def refuse_outage(lost, ids, images, max_fraction):

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sjft_jax import files, progress
+from sjft_jax import files, paths, progress
 from sjft_jax.data import fingerprints, pipelines, preprocess
 from sjft_jax.data.dataset import Dataset
 
 PART = 16384  # images
 FORMAT = 1  # of the parts; another one where a fingerprint changes its meaning
 _PROBES = 4  # of a part
-_UNREADABLE = bytes(32)
+_NO_DIGEST = bytes(32)
 _FIELDS = 'sha256', 'fingerprint', 'owner', 'region'
 
 
@@ -97,9 +97,9 @@ def hash_range(dataset, start, stop, threads, bar) -> Part:
     try:
       data = dataset.read(i)
     except OSError as error:
-      if pipelines.is_transient(error):
+      if paths.is_transient(error):
         lost.append(i)
-      return _UNREADABLE, []
+      return _NO_DIGEST, []
     digest = hashlib.sha256(data).digest()
     try:
       found = fingerprints.regions(fingerprints.decode(data))
@@ -129,7 +129,7 @@ def sha256_of(dataset: Dataset, i: int) -> bytes:
   try:
     return hashlib.sha256(dataset.read(i)).digest()
   except OSError:
-    return _UNREADABLE
+    return _NO_DIGEST
 
 
 def _directory(cache, key):

@@ -23,9 +23,6 @@ from sjft_jax.processes import cores
 # costs more than decoding them.
 _CHUNK = 32
 _REDRAWS = 100
-# What a reason begins with that another attempt may not find.
-UNREADABLE = paths.UNREADABLE
-is_transient = paths.is_transient
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -192,7 +189,7 @@ def refuse_transient(name, reason: str) -> None:
   Raises:
     UserError: if another attempt to read it may succeed.
   """
-  if reason.startswith(UNREADABLE):
+  if paths.may_pass(reason):
     raise errors.UserError(
       f'{name}: {reason}. Give yourself the right to read it, or look after '
       'its disk, then give the same command again.'
@@ -203,8 +200,7 @@ def _decode(dataset: Dataset, i: int, least: int | None = None) -> np.ndarray:
   try:
     return preprocess.decode(dataset.read(i), least=least)
   except OSError as e:
-    what = UNREADABLE if is_transient(e) else 'cannot be read'
-    raise preprocess.BadImage(f'{what}: {e.strerror or e}') from e
+    raise preprocess.BadImage(paths.why(e)) from e
 
 
 def _image(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sjft_jax import errors, paths
-from sjft_jax.data import datasets, packs, pipelines
+from sjft_jax.data import datasets, packs
 from tests import store
 from tests.data import faults
 
@@ -282,7 +282,7 @@ def test_what_the_disk_does_is_no_damage(tmp_path, monkeypatch, kind):
     patch.setattr('sjft_jax.paths.open', stale, raising=False)
     with pytest.raises(OSError, match='Stale') as e:
       pool.read(0)
-    assert pipelines.is_transient(e.value)
+    assert paths.is_transient(e.value)
   assert pool.read(0) == b'1'
 
 

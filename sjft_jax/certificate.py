@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from sjft_jax import describe, files, paths
+from sjft_jax import files, machine, paths
 from sjft_jax.errors import UserError
 from sjft_jax.ops import divergence
 
@@ -49,7 +49,7 @@ def write(directory, *, key, found, describer, target, source):
   k = found.table.distance_qk.shape[1]
   value = {
     'key': key,
-    'described_on': describe.machine(),
+    'described_on': machine.described(),
     'epsilon': divergence.EPSILON,
     'dimensions': len(describer.weight_d),
     'targets': len(target),

@@ -6,9 +6,6 @@ then describes target and source.
 
 import dataclasses
 import functools
-import importlib.metadata
-import pathlib
-import platform
 import time
 import zipfile
 from collections.abc import Callable
@@ -454,40 +451,3 @@ def load(path, bank, *, mesh, batch, threads) -> Describer:
     batch=_whole_batch(batch, bank, mesh),
     threads=threads,
   )
-
-
-# By which a count of pixels, or its logarithm, may differ.
-_LIBRARIES = 'jaxlib', 'numpy', 'opencv-python-headless'
-
-
-def machine() -> dict:
-  """What describes images here: 'platform', 'device', 'processor', libraries.
-
-  Where one of them differs, images may be decoded, or responses be rounded,
-  otherwise.
-  """
-  device = jax.local_devices()[0]
-  return {
-    'platform': device.platform,
-    'device': device.device_kind,
-    'processor': _processor(),
-    **{name: importlib.metadata.version(name) for name in _LIBRARIES},
-  }
-
-
-def words(machine) -> str:
-  """What `machine` returned, in words."""
-  named = dict.fromkeys(
-    f'{k} {v}' if k in _LIBRARIES else v for k, v in machine.items() if v
-  )
-  return ', '.join(named)
-
-
-def _processor():
-  """The model of the processor; '' where it is not known."""
-  try:
-    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-  except OSError:
-    return platform.processor()
-  named = (line for line in lines if line.startswith('model name'))
-  return next(named, '').partition(':')[2].strip()

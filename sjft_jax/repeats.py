@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from sjft_jax import paths, processes, progress
+from sjft_jax import machine, paths, progress
 from sjft_jax.data import fingerprints, hashes, pipelines, preprocess
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.errors import UserError
@@ -143,7 +143,7 @@ def find(
   tests, similarity, unread = collections.defaultdict(list), {}, []
   counts = collections.Counter()
   with concurrent.futures.ThreadPoolExecutor(
-    threads or processes.cores()
+    threads or machine.cores()
   ) as executor:
     pairs = _equal_names(source, start, stop, target)
     sample = pairs[:: max(1, -(-len(pairs) // _NAMES_COMPARED))]

@@ -15,6 +15,7 @@ from sjft_jax import (
   describe,
   files,
   guard,
+  machine,
   paths,
   processes,
   reuse,
@@ -127,25 +128,25 @@ def _claim(directory, key):
     UserError: if they are of another one.
   """
   begun, now = directory / 'begun.json', {'key': key, 'build': search.BUILD}
-  machine = describe.machine()
+  here = machine.described()
   finished = directory / certificate.NAME
   if finished.exists():
     same = certificate.key(directory) == key
     begun.unlink(missing_ok=True)
   elif begun.exists():
     stored = files.read_json(begun)
-    other = stored.pop('machine', None) != machine
+    other = stored.pop('machine', None) != here
     same = stored == now
     if same and other and not any(directory.glob('shards/shard-*.npz')):
       # No work is lost if it begins anew on this kind.
       paths.remove_tree(directory)
-      files.write_json(begun, now | {'machine': machine})
+      files.write_json(begun, now | {'machine': here})
   else:
     # What a build without this file began.
     paths.remove_tree(directory)
     same = not any((directory / n).exists() for n in ('edges.npz', 'shards'))
     if same:
-      files.write_json(begun, now | {'machine': machine})
+      files.write_json(begun, now | {'machine': here})
   if not same:
     raise UserError(
       f'{directory} holds a search of other images, edges or filter weights, '
@@ -158,17 +159,17 @@ def _search(c, target, source, directory, key, mesh):
   # A cache is of the whole source, whatever is withheld for this target.
   whole = source.whole or source
   # One cache for all processes; whether they describe alike, shards tell.
-  machine = processes.told(describe.machine)
+  here = processes.told(machine.described)
   fine = None
   if c.describe.fine_bins:
-    fine = _open_fine(c, whole, mesh, machine)
+    fine = _open_fine(c, whole, mesh, here)
   describer = open_describer(c, directory, mesh, fit_on=target, fine=fine)
   described = streams.Described(describer, target)
   kept = fine or describer
   stream = streams.Described(kept, whole)
   if c.search.cache:
     stream = streams.Cached(
-      kept, whole, c.search.cache, _cache_key(c, kept, whole, machine)
+      kept, whole, c.search.cache, _cache_key(c, kept, whole, here)
     )
   if source.whole:
     stream = streams.Within(stream, source.place)
@@ -283,12 +284,12 @@ def reopen(workdir, mesh) -> Search:
   )
 
 
-def _open_fine(c, source, mesh, machine):
+def _open_fine(c, source, mesh, here):
   """The describer of the source's fine bins, kept in the cache."""
   bank = describe.load_bank(c.describe)
   run_on = dict(mesh=mesh, batch=c.describe.batch, threads=c.threads)
   parts = [source.digest, c.describe.fine_bins, *_bank_parts(c)]
-  key = _digest([*parts, machine])
+  key = _digest([*parts, here])
   edges = pathlib.Path(c.search.cache).expanduser() / f'{key}.edges.npz'
   if processes.told(edges.exists):
     return describe.load(edges, bank, **run_on)
@@ -362,14 +363,14 @@ def _key(c, target, source):
   return _digest(parts)
 
 
-def _cache_key(c, describer, source, machine):
+def _cache_key(c, describer, source, here):
   """Digest of all that the source's counts depend on; the bins are edges.
 
   Of another kind of machine they may differ in single pixels.
   """
   edges = np.ascontiguousarray(describer.edges_cb, '<f4').tobytes()
   parts = [source.digest, hashlib.sha256(edges).hexdigest(), *_bank_parts(c)]
-  return _digest([*parts, machine])
+  return _digest([*parts, here])
 
 
 def _bank_parts(c):

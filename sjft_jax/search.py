@@ -17,9 +17,9 @@ import hashlib
 import numpy as np
 
 from sjft_jax import (
-  describe,
   exact,
   files,
+  machine,
   paths,
   processes,
   progress,
@@ -272,7 +272,7 @@ class _Shards:
     self._directory = directory and paths.path(directory)
     self.ranges = grid
     if self._directory:
-      path, here = self._directory / 'shards.json', describe.machine()
+      path, here = self._directory / 'shards.json', machine.described()
       if not path.exists() and share[0] == 0:
         value = {'digest': digest, 'described_on': here, 'shards': grid}
         files.write_json(path, value)
@@ -282,7 +282,7 @@ class _Shards:
         there = begun['described_on']
         raise UserError(
           f'The search in {self._directory} was begun on '
-          f'{describe.words(there)}; here, on {describe.words(here)}, the same '
+          f'{machine.words(there)}; here, on {machine.words(here)}, the same '
           'target images are described otherwise. '
           + (
             'They, or how they are decoded, have changed: restore them, '

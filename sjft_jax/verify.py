@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from sjft_jax import command, describe, mesh, retrieval, streams
+from sjft_jax import command, machine, mesh, retrieval, streams
 from sjft_jax.errors import UserError
 
 # Two ways to sum thousands of float64 numbers differ by less, in nats.
@@ -97,12 +97,12 @@ def verify(workdir, *, targets, sources, seed):
 
 
 def _advice(certificate):
-  there, here = certificate.get('described_on'), describe.machine()
+  there, here = certificate.get('described_on'), machine.described()
   if there in (None, here):
     return 'Search again in another --workdir.'
   return (
-    f'It described them on {describe.words(there)}, and this is '
-    f'{describe.words(here)}, which may be why: verify it on such a machine, '
+    f'It described them on {machine.words(there)}, and this is '
+    f'{machine.words(here)}, which may be why: verify it on such a machine, '
     'or search again in another --workdir.'
   )
 

@@ -14,10 +14,9 @@ from typing import Any
 import grain
 import numpy as np
 
-from sjft_jax import errors, paths
+from sjft_jax import errors, machine, paths
 from sjft_jax.data import preprocess
 from sjft_jax.data.dataset import Dataset
-from sjft_jax.processes import cores
 
 # Images a thread takes at a time in a sweep: handing over single small images
 # costs more than decoding them.
@@ -170,7 +169,7 @@ def _batched(items: Iterator, size: int) -> Iterator[list]:
 
 def _stream(items: grain.MapDataset, threads: int, ahead: int) -> Iterator:
   """Items in order, made by threads, at most about `ahead` before their use."""
-  threads = threads or cores()
+  threads = threads or machine.cores()
   options = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(threads, ahead)
   )

@@ -143,14 +143,8 @@ def nearest(
       otherwise.
   """
   describer = target.describer
-  target_qd = np.concatenate(
-    [block.counts_nd for block in target.blocks(0, len(target), rows)]
-  )
-  if len(target_qd) != len(target):
-    raise UserError(
-      'A target image cannot be read any more. Look after its disk, then give '
-      'the same command again.'
-    )
+  target_qd = target.one_block(rows).counts_nd
+  streams.refuse_lost_target(len(target_qd), len(target))
   grid = _grid(len(source), len(describer.weight_d), share[1], shard_images)
   digest = _digest(target_qd, describer) if directory else ''
   shards = _Shards(directory, grid, share, digest)

@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable
 
-from sjft_jax.errors import UserError
+from sjft_jax.errors import UserError, missing_extra
 
 # Scheme -> the package by which fsspec knows the store.
 SCHEMES = {'gs': 'gcsfs', 's3': 's3fs'}
@@ -91,10 +91,8 @@ def _opened(scheme):
 
     fsspec.get_filesystem_class(scheme)
   except ImportError as error:
-    raise UserError(
-      f'{scheme}:// needs the package {SCHEMES[scheme]} ({error}): '
-      "pip install 'sjft-jax[cloud]'."
-    ) from error
+    what = f'{scheme}:// needs the package {SCHEMES[scheme]} ({error})'
+    raise missing_extra(what, 'cloud') from error
   # A remembered listing would hide what other processes write.
   fsspec.config.conf.setdefault(scheme, {})['use_listings_cache'] = False
   return epath

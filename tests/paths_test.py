@@ -59,7 +59,9 @@ def test_a_missing_package_is_one_line(monkeypatch):
 
   monkeypatch.setattr(fsspec, 'get_filesystem_class', fail)
   paths._opened.cache_clear()
-  with pytest.raises(UserError, match=r'gcsfs .*pip install .*cloud') as caught:
+  with pytest.raises(
+    UserError, match=r"gcsfs .*pip install .*'\.\[cloud\]'"
+  ) as caught:
     paths.path('gs://b/run')
   assert '\n' not in str(caught.value)
   paths._opened.cache_clear()

@@ -197,5 +197,5 @@ def _key(c, target, source):
     'weights': files.digest(c.model.weights),
     'trunk': c.model.trunk,
     'network': [c.model[k] for k in ('dtype', 'stem', 'variant', 'width')],
-    'input': [c.train.resize, c.train.crop, preprocess.PIXELS],
+    'input': [c.train.resize, c.train.crop, preprocess.PIXELS_VERSION],
   }

@@ -376,7 +376,7 @@ def _cache_key(c, describer, source, here):
 def _bank_parts(c):
   free = (*_BINNING, 'batch', 'edges', 'weights')
   settings = {k: v for k, v in c.describe.items() if k not in free}
-  parts = [preprocess.PIXELS, settings]
+  parts = [preprocess.PIXELS_VERSION, settings]
   if c.describe.weights:
     parts.append(files.digest(c.describe.weights))
   return parts

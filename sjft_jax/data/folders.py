@@ -326,16 +326,16 @@ def legible(name: str) -> str:
   return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
 
-def _sizes(files: list[str]) -> list[int]:
+def _sizes(names: list[str]) -> list[int]:
   """Bytes of every file; -1 of what is not there.
 
   Raises:
     OSError: if the disk cannot tell now.
   """
-  if len(files) < _MANY:
-    return list(map(_size, files))
+  if len(names) < _MANY:
+    return list(map(_size, names))
   # Over a network an answer takes its time, not the disk's.
-  some = [files[at : at + _ASKING] for at in range(0, len(files), _ASKING)]
+  some = [names[at : at + _ASKING] for at in range(0, len(names), _ASKING)]
   with concurrent.futures.ThreadPoolExecutor(_ASKING) as executor:
     found = executor.map(lambda part: list(map(_size, part)), some)
     return list(itertools.chain.from_iterable(found))

@@ -127,7 +127,9 @@ def count_update(trunk, width, statistics, sharded, micro_batches=10):
 
   state = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=meshes.layout(x.shape, mesh, sharded)
+      x.shape,
+      x.dtype,
+      sharding=meshes.parameter_sharding(x.shape, mesh, sharded),
     ),
     jax.eval_shape(begin, jax.random.key(0), image),
   )

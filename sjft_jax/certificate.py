@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from sjft_jax import describe, files, paths
+from sjft_jax import files, machine, paths
 from sjft_jax.errors import UserError
 from sjft_jax.ops import divergence
 
@@ -49,7 +49,7 @@ def write(directory, *, key, found, describer, target, source):
   k = found.table.distance_qk.shape[1]
   value = {
     'key': key,
-    'described_on': describe.machine(),
+    'described_on': machine.described(),
     'epsilon': divergence.EPSILON,
     'dimensions': len(describer.weight_d),
     'targets': len(target),
@@ -79,7 +79,7 @@ def write(directory, *, key, found, describer, target, source):
     'unreadable': {
       str(source.ids[i]): str(reason) for i, reason in sorted(found.bad.items())
     },
-    **{_sum_name(name): _sha256(directory / name) for name in FILES},
+    **{_sum_name(name): files.digest(directory / name) for name in FILES},
   }
   files.write_json(directory / NAME, {**value, _OWN: _digest(value)})
 
@@ -100,7 +100,7 @@ def read(directory):
       )
   value = _own(directory / NAME)
   for name in FILES:
-    if value.get(_sum_name(name)) != _sha256(directory / name):
+    if value.get(_sum_name(name)) != files.digest(directory / name):
       raise UserError(_changed(directory / name))
   return value
 
@@ -142,10 +142,6 @@ def _number(value):
 
 def _sum_name(name):
   return f'{pathlib.Path(name).stem}_sha256'
-
-
-def _sha256(path):
-  return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _digest(value):

@@ -6,10 +6,8 @@ then describes target and source.
 
 import dataclasses
 import functools
-import importlib.metadata
-import pathlib
-import platform
 import time
+import zipfile
 from collections.abc import Callable
 
 import jax
@@ -17,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from sjft_jax import files, progress
+from sjft_jax import files, processes, progress
 from sjft_jax import mesh as meshes
 from sjft_jax.data import pipelines
 from sjft_jax.errors import UserError
@@ -258,7 +256,7 @@ class Describer:
 
   def save(self, path, shared=False):
     """Writes edges.npz, if this is the first process; see `files.replacing`."""
-    if meshes.share()[0]:
+    if not processes.first():
       return
     with files.replacing(path, shared=shared) as file:
       np.savez(
@@ -419,54 +417,37 @@ def _missing(name, reason):
 
 
 def load(path, bank, *, mesh, batch, threads) -> Describer:
-  """The describer whose edges `save` wrote."""
-  with (
-    files.opened(path) as file,
-    np.load(file, allow_pickle=False) as stored,
-  ):
-    return Describer(
-      bank=bank,
-      edges_cb=stored['edges'],
-      lower_c=stored['lower'],
-      upper_c=stored['upper'],
-      mesh=mesh,
-      batch=_whole_batch(batch, bank, mesh),
-      threads=threads,
-    )
+  """The describer whose edges `Describer.save` wrote.
 
+  Args:
+    path: of the edges.npz.
+    bank: `Bank`; that the edges are of its channels is not checked.
+    mesh: the devices that describe images.
+    batch: images described at a time, rounded up as `fit` does.
+    threads: that decode; 0 = one per CPU.
 
-# By which a count of pixels, or its logarithm, may differ.
-_LIBRARIES = 'jaxlib', 'numpy', 'opencv-python-headless'
-
-
-def machine() -> dict:
-  """What describes images here: 'platform', 'device', 'processor', libraries.
-
-  Where one of them differs, images may be decoded, or responses be rounded,
-  otherwise.
+  Raises:
+    UserError: if it cannot be read, or is no such file.
   """
-  device = jax.local_devices()[0]
-  return {
-    'platform': device.platform,
-    'device': device.device_kind,
-    'processor': _processor(),
-    **{name: importlib.metadata.version(name) for name in _LIBRARIES},
-  }
-
-
-def words(machine) -> str:
-  """What `machine` returned, in words."""
-  named = dict.fromkeys(
-    f'{k} {v}' if k in _LIBRARIES else v for k, v in machine.items() if v
-  )
-  return ', '.join(named)
-
-
-def _processor():
-  """The model of the processor; '' where it is not known."""
   try:
-    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-  except OSError:
-    return platform.processor()
-  named = (line for line in lines if line.startswith('model name'))
-  return next(named, '').partition(':')[2].strip()
+    stored = files.read_npz(path)
+    edges_cb, lower_c, upper_c = (
+      stored[name] for name in ('edges', 'lower', 'upper')
+    )
+    if edges_cb.ndim != 2:
+      raise ValueError(f'edges are [channels, bins - 1], not {edges_cb.shape}')
+  # What NumPy raises for a file that is no edges.npz.
+  except (
+    OSError, ValueError, KeyError, IndexError, TypeError, EOFError,
+    zipfile.BadZipFile,
+  ) as error:  # fmt: skip
+    raise UserError(f'{path} could not be read: {error}') from error
+  return Describer(
+    bank=bank,
+    edges_cb=edges_cb,
+    lower_c=lower_c,
+    upper_c=upper_c,
+    mesh=mesh,
+    batch=_whole_batch(batch, bank, mesh),
+    threads=threads,
+  )

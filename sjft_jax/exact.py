@@ -12,8 +12,8 @@ import concurrent.futures
 import jax
 import numpy as np
 
+from sjft_jax import machine
 from sjft_jax import mesh as meshes
-from sjft_jax import processes
 from sjft_jax.errors import UserError
 from sjft_jax.ops import divergence
 
@@ -81,7 +81,7 @@ class Exact:
         counts_sd, used_s[first : first + _ROWS], row[order], column[order]
       )
 
-    with concurrent.futures.ThreadPoolExecutor(processes.cores()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
       list(pool.map(tile, self._tiles(column_n)))
     return distance_n
 

@@ -14,9 +14,9 @@ from sjft_jax import (
   settings,
   workdirs,
 )
-from sjft_jax.data import datasets
+from sjft_jax.data import bad_images, datasets
 from sjft_jax.errors import UserError
-from sjft_jax.report import pages, record, summary
+from sjft_jax.report import pages, summary
 
 
 def run(c, workdir, mesh):
@@ -82,7 +82,7 @@ def seen(c, directory):
     UserError: if a set cannot be opened.
   """
   train, _ = datasets.open_target(c.target, c.seed)
-  bad = [row['id'] for row in record.csv_rows(directory / 'bad_images.csv')]
+  bad = list(bad_images.read(directory / 'bad_images.csv'))
   train = train.subset(np.flatnonzero(~np.isin(train.ids, bad)))
   if c.selection == 'none':
     return train, None

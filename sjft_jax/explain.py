@@ -100,7 +100,7 @@ def _position(dataset, name, which):
 
 
 def _counts(describer, dataset):
-  (block,) = streams.Described(describer, dataset).blocks(0, 1, 1)
+  block = streams.Described(describer, dataset).one_block()
   if block.bad:
     raise UserError(f'{dataset.ids[0]} cannot be read: {block.bad[0][1]}')
   return block.counts_nd[0]

@@ -96,11 +96,7 @@ def nearest(describe, target, source, k, max_bad_fraction=1.0):
   blocks = [(index, whole(x)) for index, x, _ in describe(target)]
   target_qd = np.concatenate([x for _, x in blocks])
   order = np.argsort(np.concatenate([index for index, _ in blocks]))
-  if len(target_qd) != len(target):
-    raise UserError(
-      'A target image cannot be read any more. Look after its disk, then give '
-      'the same command again.'
-    )
+  streams.refuse_lost_target(len(target_qd), len(target))
   target_qd = target_qd[order]
   table, held = tables.Table.empty(len(target_qd), k), []
 
@@ -201,5 +197,5 @@ def _key(c, target, source):
     'weights': files.digest(c.model.weights),
     'trunk': c.model.trunk,
     'network': [c.model[k] for k in ('dtype', 'stem', 'variant', 'width')],
-    'input': [c.train.resize, c.train.crop, preprocess.PIXELS],
+    'input': [c.train.resize, c.train.crop, preprocess.PIXELS_VERSION],
   }

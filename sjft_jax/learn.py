@@ -62,10 +62,10 @@ def check(c, mesh, workdir):
         f'{c.model.trunk} takes no images of {side} x {side} pixels; raise '
         'train.crop, or train.resize and evaluate.scales of dense views.'
       ) from error
-  paths = traverse_util.flatten_dict(shapes['params'])
+  parameters = traverse_util.flatten_dict(shapes['params'])
   for pattern in c.optim.frozen:
-    if not any(optim.matches(pattern, path) for path in paths):
-      parts = dict.fromkeys('/'.join(path[:2]) for path in paths)
+    if not any(optim.matches(pattern, path) for path in parameters):
+      parts = dict.fromkeys('/'.join(path[:2]) for path in parameters)
       raise UserError(
         f'optim.frozen names {pattern!r}, which no parameter is; there are '
         f'{", ".join(parts)}.'

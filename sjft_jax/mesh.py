@@ -119,7 +119,7 @@ def localise(value, mesh):
   return value if mine == mesh else jax.tree.map(place, value)
 
 
-def layout(shape, mesh, sharded: bool) -> NamedSharding:
+def parameter_sharding(shape, mesh, sharded: bool) -> NamedSharding:
   """How a parameter lies on the devices: whole, or the longest side split.
 
   Args:
@@ -134,11 +134,11 @@ def layout(shape, mesh, sharded: bool) -> NamedSharding:
   return sharding(mesh, sides.index(max(sides)))
 
 
-def lay_out(value, mesh, sharded: bool):
-  """Within a jitted function: a pytree by `layout`."""
+def constrain(value, mesh, sharded: bool):
+  """Within a jitted function: a pytree that lies by `parameter_sharding`."""
   return jax.tree.map(
     lambda x: jax.lax.with_sharding_constraint(
-      x, layout(x.shape, mesh, sharded)
+      x, parameter_sharding(x.shape, mesh, sharded)
     ),
     value,
   )

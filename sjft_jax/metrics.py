@@ -5,10 +5,9 @@ import json
 import pathlib
 from collections.abc import Mapping
 
-import jax
 import tensorboardX
 
-from sjft_jax import files, paths
+from sjft_jax import files, paths, processes
 
 _NAME = 'metrics.jsonl'
 
@@ -35,7 +34,7 @@ class Writer:
     self._workdir = paths.path(workdir)
     self._stack = contextlib.ExitStack()
     self._lines = self._board = None
-    if jax.process_index() == 0:
+    if processes.first():
       self._here = self._workdir
       if paths.in_store(self._workdir):
         self._here = self._stack.enter_context(files.scratch())

@@ -16,14 +16,14 @@ import re
 import shutil
 from collections.abc import Callable, Iterable
 
-from sjft_jax.errors import UserError
+from sjft_jax.errors import UserError, missing_extra
 
 # Scheme -> the package by which fsspec knows the store.
 SCHEMES = {'gs': 'gcsfs', 's3': 's3fs'}
 _KNOWN = 'a path of a disk, gs://BUCKET/NAME or s3://BUCKET/NAME'
 MAX_BYTES = 512 * 2**20  # of one image; more is not read
 # How it is said that another attempt to read may succeed.
-UNREADABLE = 'cannot be read now'
+_UNREADABLE = 'cannot be read now'
 # A path that leads to no file, whatever the disk does.
 _FOR_GOOD = errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG
 # What our own disk has too little of, while a store is read.
@@ -91,10 +91,8 @@ def _opened(scheme):
 
     fsspec.get_filesystem_class(scheme)
   except ImportError as error:
-    raise UserError(
-      f'{scheme}:// needs the package {SCHEMES[scheme]} ({error}): '
-      "pip install 'sjft-jax[cloud]'."
-    ) from error
+    what = f'{scheme}:// needs the package {SCHEMES[scheme]} ({error})'
+    raise missing_extra(what, 'cloud') from error
   # A remembered listing would hide what other processes write.
   fsspec.config.conf.setdefault(scheme, {})['use_listings_cache'] = False
   return epath
@@ -292,6 +290,24 @@ def is_transient(error: OSError) -> bool:
   return not gone and error.errno not in _FOR_GOOD
 
 
+def why(error: OSError) -> str:
+  """Why a file cannot be read, so worded that `may_pass` knows it."""
+  what = _UNREADABLE if is_transient(error) else 'cannot be read'
+  return f'{what}: {error.strerror or error}'
+
+
+def may_pass(reason: str) -> bool:
+  """Whether another attempt to read a file may succeed.
+
+  As `is_transient`, where the error is kept as words alone.
+
+  Args:
+    reason: why an image is bad: from `why`, or what is wrong with the
+      bytes of one that could be read.
+  """
+  return reason.startswith(_UNREADABLE)
+
+
 def cause(error: BaseException) -> BaseException | None:
   """What of a chain of errors is the fault of a disk or a store.
 
@@ -323,6 +339,6 @@ def unreadable(what, error: BaseException) -> Unreadable:
   """
   reason = getattr(error, 'strerror', '') or str(error) or repr(error)
   return Unreadable(
-    f'{what} {UNREADABLE} ({reason}). Give yourself the right to read it, or '
+    f'{what} {_UNREADABLE} ({reason}). Give yourself the right to read it, or '
     'look after its disk, then give the same command again.'
   )

@@ -58,13 +58,6 @@ _leaving = None
 _telling = False
 
 
-def cores() -> int:
-  """Processors that this process may use, as of a job that has a part."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
 def start(
   address: str | None = None,
   count: int | None = None,

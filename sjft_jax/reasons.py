@@ -145,11 +145,9 @@ def _counts(describer, dataset, positions) -> dict:
   """Position -> counts int32 [d] of the images that can be read."""
   index_n = np.unique(list(positions)).astype(int)
   stream = streams.Described(describer, dataset.subset(index_n))
-  return {
-    int(index_n[i]): counts_d
-    for block in stream.blocks(0, len(index_n), len(index_n))
-    for i, counts_d in zip(block.index_n, block.counts_nd, strict=True)
-  }
+  block = stream.one_block()
+  readable = index_n[block.index_n].tolist()
+  return dict(zip(readable, block.counts_nd, strict=True))
 
 
 def _digits(value_c) -> list[float]:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from sjft_jax import processes, progress
+from sjft_jax import machine, paths, progress
 from sjft_jax.data import fingerprints, hashes, pipelines, preprocess
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.errors import UserError
@@ -100,7 +100,7 @@ class Target:
     except preprocess.BadImage:
       return None, []
     except OSError as error:
-      if pipelines.is_transient(error):
+      if paths.is_transient(error):
         raise UserError(_lost(self.dataset.ids[i], error)) from error
       return None, []
     digest = hashlib.sha256(data).digest()
@@ -143,7 +143,7 @@ def find(
   tests, similarity, unread = collections.defaultdict(list), {}, []
   counts = collections.Counter()
   with concurrent.futures.ThreadPoolExecutor(
-    threads or processes.cores()
+    threads or machine.cores()
   ) as executor:
     pairs = _equal_names(source, start, stop, target)
     sample = pairs[:: max(1, -(-len(pairs) // _NAMES_COMPARED))]
@@ -231,7 +231,7 @@ def _compare_wholes(source, target, pair) -> float:
     return 0.0
   except OSError as error:
     # Such pairs decide whether names are trusted.
-    if pipelines.is_transient(error):
+    if paths.is_transient(error):
       raise UserError(_lost(_either(source, pair[0]), error)) from error
     return 0.0
   if not all(regions):

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import zipfile
 
 import numpy as np
 import pyarrow.compute as pc
@@ -16,6 +15,7 @@ from sjft_jax import (
   describe,
   files,
   guard,
+  machine,
   paths,
   processes,
   reuse,
@@ -30,11 +30,6 @@ from sjft_jax.errors import UserError
 
 # What the edges depend on besides bank and images.
 _BINNING = ('bins', 'binning', 'fine_bins')
-# What NumPy raises for a file that is no edges.npz.
-_NO_EDGES = (
-  OSError, ValueError, KeyError, IndexError, TypeError, EOFError,
-  zipfile.BadZipFile,
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,25 +128,25 @@ def _claim(directory, key):
     UserError: if they are of another one.
   """
   begun, now = directory / 'begun.json', {'key': key, 'build': search.BUILD}
-  machine = describe.machine()
+  here = machine.described()
   finished = directory / certificate.NAME
   if finished.exists():
     same = certificate.key(directory) == key
     begun.unlink(missing_ok=True)
   elif begun.exists():
     stored = files.read_json(begun)
-    other = stored.pop('machine', None) != machine
+    other = stored.pop('machine', None) != here
     same = stored == now
     if same and other and not any(directory.glob('shards/shard-*.npz')):
       # No work is lost if it begins anew on this kind.
       paths.remove_tree(directory)
-      files.write_json(begun, now | {'machine': machine})
+      files.write_json(begun, now | {'machine': here})
   else:
     # What a build without this file began.
     paths.remove_tree(directory)
     same = not any((directory / n).exists() for n in ('edges.npz', 'shards'))
     if same:
-      files.write_json(begun, now | {'machine': machine})
+      files.write_json(begun, now | {'machine': here})
   if not same:
     raise UserError(
       f'{directory} holds a search of other images, edges or filter weights, '
@@ -165,7 +160,7 @@ def _search(c, target, source, directory, key, mesh):
   whole = source.whole or source
   # One cache for all processes; whether they describe alike, shards tell.
   # Files that were written since are others, whatever they are called.
-  made = processes.told(lambda: [describe.machine(), *whole.stamps])
+  made = processes.told(lambda: [machine.described(), *whole.stamps])
   fine = None
   if c.describe.fine_bins:
     fine = _open_fine(c, whole, mesh, made)
@@ -342,12 +337,11 @@ def _given_edges(c, bank, run_on):
   needed = len(bank.layer_c), c.describe.bins
   try:
     describer = describe.load(c.describe.edges, bank, **run_on)
-    came = len(describer.edges_cb), describer.bins
-  except _NO_EDGES as error:
+  except UserError as error:
     raise UserError(
-      f'describe.edges needs an edges.npz of another run; {c.describe.edges} '
-      f'could not be read: {error}'
+      f'describe.edges needs an edges.npz of another run; {error}'
     ) from error
+  came = len(describer.edges_cb), describer.bins
   if came != needed:
     raise UserError(
       f'describe.edges needs edges of {needed[0]} channels and {needed[1]} '
@@ -384,7 +378,7 @@ def _cache_key(c, describer, source, made):
 def _bank_parts(c):
   free = (*_BINNING, 'batch', 'edges', 'weights')
   settings = {k: v for k, v in c.describe.items() if k not in free}
-  parts = [preprocess.PIXELS, settings]
+  parts = [preprocess.PIXELS_VERSION, settings]
   if c.describe.weights:
     parts.append(files.digest(c.describe.weights))
   return parts

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sjft_jax import machine
 from sjft_jax import mesh as meshes
-from sjft_jax import processes
 from sjft_jax.errors import UserError
 from sjft_jax.ops import divergence, screen
 
@@ -392,7 +392,7 @@ class _Lifted:
     return self._describer.fractions(counts_nd), self._describer.logs(counts_nd)
 
   def _map(self, function):
-    with concurrent.futures.ThreadPoolExecutor(processes.cores()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
       return list(pool.map(function, self._parts))
 
   def __call__(self, rows):

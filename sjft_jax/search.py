@@ -17,9 +17,9 @@ import hashlib
 import numpy as np
 
 from sjft_jax import (
-  describe,
   exact,
   files,
+  machine,
   paths,
   processes,
   progress,
@@ -143,14 +143,8 @@ def nearest(
       otherwise.
   """
   describer = target.describer
-  target_qd = np.concatenate(
-    [block.counts_nd for block in target.blocks(0, len(target), rows)]
-  )
-  if len(target_qd) != len(target):
-    raise UserError(
-      'A target image cannot be read any more. Look after its disk, then give '
-      'the same command again.'
-    )
+  target_qd = target.one_block(rows).counts_nd
+  streams.refuse_lost_target(len(target_qd), len(target))
   grid = _grid(len(source), len(describer.weight_d), share[1], shard_images)
   digest = _digest(target_qd, describer) if directory else ''
   shards = _Shards(directory, grid, share, digest)
@@ -272,7 +266,7 @@ class _Shards:
     self._directory = directory and paths.path(directory)
     self.ranges = grid
     if self._directory:
-      path, here = self._directory / 'shards.json', describe.machine()
+      path, here = self._directory / 'shards.json', machine.described()
       if not path.exists() and share[0] == 0:
         value = {'digest': digest, 'described_on': here, 'shards': grid}
         files.write_json(path, value)
@@ -282,7 +276,7 @@ class _Shards:
         there = begun['described_on']
         raise UserError(
           f'The search in {self._directory} was begun on '
-          f'{describe.words(there)}; here, on {describe.words(here)}, the same '
+          f'{machine.words(there)}; here, on {machine.words(here)}, the same '
           'target images are described otherwise. '
           + (
             'They, or how they are decoded, have changed: restore them, '
@@ -317,11 +311,8 @@ class _Shards:
         np.savez(file, **pairs, **rest)
 
   def load(self, shard):
-    with (
-      files.opened(self._path(shard)) as file,
-      np.load(file, allow_pickle=False) as stored,
-    ):
-      value = {k: v if v.ndim else v.item() for k, v in stored.items()}
+    stored = files.read_npz(self._path(shard))
+    value = {k: v if v.ndim else v.item() for k, v in stored.items()}
     pairs = tuple(value.pop(name) for name in ('row', 'index', 'distance'))
     return value | {'pairs': pairs}
 

@@ -38,8 +38,8 @@ def stage(c, target, pool, workdir, mesh, donors):
 
   Raises:
     UserError: as `retrieval.find`, or if too many source images are
-      unreadable; from the function, if `common` leaves a target image without
-      candidates.
+      unreadable; from the function, if `without_rare_classes` leaves a target
+      image without candidates.
   """
   if c.selection == 'none':
     return lambda budget_q: None, pool
@@ -73,7 +73,7 @@ def stage(c, target, pool, workdir, mesh, donors):
     dataclasses.replace(found, images=0),
     np.full(len(target), c.budget.maximum),
   )
-  widest = common(widest, pool.labels, least, target.ids)
+  widest = without_rare_classes(widest, pool.labels, least, target.ids)
   kept = np.unique(pool.labels[selected(widest)])
   relabelled = np.full(len(pool.classes), -1, pool.labels.dtype)
   relabelled[kept] = np.arange(len(kept))
@@ -123,7 +123,9 @@ def drawn(c, found, target_ids, budget_q):
     UserError: if a target image has none.
   """
   chosen = RULES[c.selection].choose(found, budget_q)
-  return common(chosen, found.label_n, c.budget.least_per_class, target_ids)
+  return without_rare_classes(
+    chosen, found.label_n, c.budget.least_per_class, target_ids
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,7 +258,7 @@ def _shared(index_n, budget_q):
   return Candidates(index=index_n, start=start_q, stop=start_q + len(index_n))
 
 
-def common(candidates, label_n, least, target_ids):
+def without_rare_classes(candidates, label_n, least, target_ids):
   """Candidates of the source classes with enough images among all of them.
 
   Args:
@@ -275,7 +277,16 @@ def common(candidates, label_n, least, target_ids):
   """
   of = ''
   if least > 1:
-    candidates = _without_rare(candidates, label_n, least)
+    count = np.bincount(
+      label_n[selected(candidates)], minlength=label_n.max() + 1
+    )
+    kept_m = (count >= least)[label_n[candidates.index]]
+    before = np.concatenate([[0], np.cumsum(kept_m)])
+    candidates = Candidates(
+      index=candidates.index[kept_m],
+      start=before[candidates.start],
+      stop=before[candidates.stop],
+    )
     of = f' in a source class of {least} selected images or more'
   bare = np.flatnonzero(candidates.start >= candidates.stop)
   if bare.size:
@@ -285,20 +296,6 @@ def common(candidates, label_n, least, target_ids):
       'budget.initial, lower budget.least_per_class, or give a larger source.'
     )
   return candidates
-
-
-def _without_rare(candidates, label_n, least):
-  """Candidates of classes that have at least so many of the distinct ones."""
-  count = np.bincount(
-    label_n[selected(candidates)], minlength=label_n.max() + 1
-  )
-  kept_m = (count >= least)[label_n[candidates.index]]
-  before = np.concatenate([[0], np.cumsum(kept_m)])
-  return Candidates(
-    index=candidates.index[kept_m],
-    start=before[candidates.start],
-    stop=before[candidates.stop],
-  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

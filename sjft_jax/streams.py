@@ -12,8 +12,7 @@ import pathlib
 import numpy as np
 import tensorstore
 
-from sjft_jax import files
-from sjft_jax.data import pipelines
+from sjft_jax import files, paths
 from sjft_jax.describe import Block
 from sjft_jax.errors import UserError
 
@@ -44,6 +43,23 @@ class Described:
   def blocks(self, start, stop, rows):
     """Yields `Block`s of positions start..stop, in order."""
     return self.again(np.arange(start, stop), rows)
+
+  def one_block(self, rows=1024) -> Block:
+    """All of the stream in one `Block`, as of a few images.
+
+    Args:
+      rows: images described at a time, see `blocks`.
+    """
+    blocks = list(self.blocks(0, len(self), rows))
+    if not blocks:
+      dims = len(self.describer.weight_d)
+      return Block(
+        index_n=np.zeros(0, np.int64),
+        counts_nd=np.zeros((0, dims), np.int32),
+        stop=0,
+        bad=[],
+      )
+    return _joined(blocks)
 
   def again(self, index_n, rows):
     """Yields `Block`s of these positions, ascending, read anew."""
@@ -206,7 +222,7 @@ def passing(bad) -> list:
   Args:
     bad: (position, reason) of each bad image.
   """
-  return [i for i, reason in bad if reason.startswith(pipelines.UNREADABLE)]
+  return [i for i, reason in bad if paths.may_pass(reason)]
 
 
 def refuse_outage(lost, ids, images, max_fraction):
@@ -230,6 +246,23 @@ def refuse_outage(lost, ids, images, max_fraction):
     )
 
 
+def refuse_lost_target(read, images):
+  """Refuses to go on without a target image.
+
+  Args:
+    read: target images that could be read.
+    images: all of them, which could be read when the run began.
+
+  Raises:
+    UserError: if those are fewer.
+  """
+  if read != images:
+    raise UserError(
+      'A target image cannot be read any more. Look after its disk, then give '
+      'the same command again.'
+    )
+
+
 class _Join:
   """Blocks that were added, to be cut at other places."""
 
@@ -242,14 +275,18 @@ class _Join:
 
   def take(self, start, stop):
     """What lies in start..stop; the rest stays."""
-    block = Block(
-      index_n=np.concatenate([b.index_n for b in self._blocks]),
-      counts_nd=np.concatenate([b.counts_nd for b in self._blocks]),
-      stop=self.stop,
-      bad=[entry for b in self._blocks for entry in b.bad],
-    )
+    block = _joined(self._blocks)
     self._blocks = [_between(block, stop, self.stop)]
     return _between(block, start, stop)
+
+
+def _joined(blocks):
+  return Block(
+    index_n=np.concatenate([b.index_n for b in blocks]),
+    counts_nd=np.concatenate([b.counts_nd for b in blocks]),
+    stop=blocks[-1].stop,
+    bad=[entry for b in blocks for entry in b.bad],
+  )
 
 
 def _between(block, start, stop):

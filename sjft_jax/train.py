@@ -96,7 +96,7 @@ def _beginning(tx, mesh, sharded):
       jnp.array, (variables['params'], variables['batch_stats'])
     )
     state = State(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(start))
-    return meshes.lay_out(state, mesh, sharded)
+    return meshes.constrain(state, mesh, sharded)
 
   return jax.jit(beginning)
 
@@ -138,7 +138,7 @@ def make_step(
       the CPU backend, whose convolutions are several times slower within a
       loop.
     sharded: parameters and the optimiser's state are split over the devices
-      between updates (`meshes.layout`), and gathered for their use.
+      between updates (`meshes.parameter_sharding`), and gathered for their use.
 
   Returns:
     Function of (state, batch) to (state, metrics). The state is donated. The
@@ -225,8 +225,8 @@ def make_step(
     params = optax.apply_updates(state.params, updates)
     state = State(state.step + 1, params, batch_stats, opt_state)
     return (
-      meshes.lay_out(state, mesh, sharded),
-      meshes.lay_out(metrics, mesh, False),
+      meshes.constrain(state, mesh, sharded),
+      meshes.constrain(metrics, mesh, False),
     )
 
   @functools.partial(jax.jit, donate_argnums=0)

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from sjft_jax import command, describe, mesh, retrieval, streams
+from sjft_jax import command, machine, mesh, retrieval, streams
 from sjft_jax.errors import UserError
 
 # Two ways to sum thousands of float64 numbers differ by less, in nats.
@@ -56,21 +56,23 @@ def verify(workdir, *, targets, sources, seed):
     some = np.union1d(_draw(rng, len(listed), 6), [0, len(listed) - 1])
     picked.append(table.index_qk[row, listed[some]])
   picked = np.unique(np.concatenate(picked))
-  target_qd, at_q = _describe(run.describer, run.target.subset(rows))
-  source_sd, at_s = _describe(run.describer, run.source.subset(picked))
-  if len(at_q) < len(rows):
+  target, source = (
+    streams.Described(run.describer, images.subset(some)).one_block()
+    for images, some in ((run.target, rows), (run.source, picked))
+  )
+  if len(target.index_n) < len(rows):
     raise UserError('A target image of the search cannot be read any more.')
   unreadable = run.certificate['unreadable']
-  for name in np.delete(run.source.ids[picked], at_s).tolist():
+  for name in np.delete(run.source.ids[picked], source.index_n).tolist():
     if name not in unreadable:
       raise UserError(f'{name} was searched and cannot be read any more.')
   listed_pairs = unlisted_pairs = 0
-  for row, counts_d in zip(rows, target_qd, strict=True):
-    distance_s = published(counts_d, source_sd, run.describer)
+  for row, counts_d in zip(rows, target.counts_nd, strict=True):
+    distance_s = published(counts_d, source.counts_nd, run.describer)
     rank_of = {i: k for k, i in enumerate(table.index_qk[row]) if i >= 0}
     full = len(rank_of) == run.certificate['k']
     last = table.distance_qk[row, -1] if full else np.inf
-    for index, distance in zip(picked[at_s], distance_s, strict=True):
+    for index, distance in zip(picked[source.index_n], distance_s, strict=True):
       rank = rank_of.get(index)
       if rank is None and run.source.ids[index] in unreadable:
         continue  # It can be read again.
@@ -97,29 +99,18 @@ def verify(workdir, *, targets, sources, seed):
 
 
 def _advice(certificate):
-  there, here = certificate.get('described_on'), describe.machine()
+  there, here = certificate.get('described_on'), machine.described()
   if there in (None, here):
     return 'Search again in another --workdir.'
   return (
-    f'It described them on {describe.words(there)}, and this is '
-    f'{describe.words(here)}, which may be why: verify it on such a machine, '
+    f'It described them on {machine.words(there)}, and this is '
+    f'{machine.words(here)}, which may be why: verify it on such a machine, '
     'or search again in another --workdir.'
   )
 
 
 def _draw(rng, total, many):
   return np.sort(rng.choice(total, min(total, many), replace=False))
-
-
-def _describe(describer, dataset):
-  """Counts of the readable images, and where they stand."""
-  blocks = list(
-    streams.Described(describer, dataset).blocks(0, len(dataset), 1024)
-  )
-  return (
-    np.concatenate([b.counts_nd for b in blocks]),
-    np.concatenate([b.index_n for b in blocks]),
-  )
 
 
 def _work(argv):

@@ -206,3 +206,35 @@ def test_edges_are_not_made_without_an_image_that_may_come_back(images):
 
   with pytest.raises(UserError, match='set:1: cannot be read now: Stale'):
     fitted(dataclasses.replace(dataset, read=stale))
+
+
+def test_edges_are_read_back_and_what_are_none_is_refused(
+  images, tmp_path, monkeypatch
+):
+  small.bank(monkeypatch.setattr)
+  describer = fitted(images[0])
+  path = tmp_path / 'edges.npz'
+  describer.save(path)
+  run_on = dict(mesh=describer.mesh, batch=4, threads=1)
+  again = describe.load(path, describer.bank, **run_on)
+  assert again.batch == describer.batch
+  for name in ('edges_cb', 'lower_c', 'upper_c'):
+    expected = getattr(describer, name)
+    np.testing.assert_array_equal(getattr(again, name), expected)
+
+  def write(name, **arrays):
+    np.savez(tmp_path / name, **arrays)
+
+  bounds = {'lower': again.lower_c, 'upper': again.upper_c}
+  write('other.npz', edges=again.edges_cb)
+  write('flat.npz', edges=again.edges_cb.ravel(), **bounds)
+  write('objects.npz', edges=np.array([None]), **bounds)
+  np.save(tmp_path / 'array.npy', again.edges_cb)
+  whole = path.read_bytes()
+  (tmp_path / 'cut.npz').write_bytes(whole[: len(whole) // 2])
+  (tmp_path / 'empty.npz').write_bytes(b'')
+  for name in ('other', 'flat', 'objects', 'cut', 'empty', 'missing'):
+    with pytest.raises(UserError, match=rf'{name}\.npz could not be read: '):
+      describe.load(tmp_path / f'{name}.npz', describer.bank, **run_on)
+  with pytest.raises(UserError, match=r'array\.npy could not be read: '):
+    describe.load(tmp_path / 'array.npy', describer.bank, **run_on)

@@ -16,7 +16,7 @@ BUILDERS = [
 # From the bottom up. A module may import from the groups above its own line
 # here, and within its group from those before it.
 LAYERS = [
-  ['errors', 'paths', 'files', 'preemption', 'progress', 'command'],
+  ['errors', 'machine', 'paths', 'files', 'preemption', 'progress', 'command'],
   ['ops.cosine', 'ops.divergence', 'ops.gabor', 'ops.hardness'],
   ['ops.groups', 'ops.histograms'],
   ['ops.losses', 'ops.quantiles', 'ops.release_edges'],

@@ -59,7 +59,9 @@ def test_a_missing_package_is_one_line(monkeypatch):
 
   monkeypatch.setattr(fsspec, 'get_filesystem_class', fail)
   paths._opened.cache_clear()
-  with pytest.raises(UserError, match=r'gcsfs .*pip install .*cloud') as caught:
+  with pytest.raises(
+    UserError, match=r"gcsfs .*pip install .*'\.\[cloud\]'"
+  ) as caught:
     paths.path('gs://b/run')
   assert '\n' not in str(caught.value)
   paths._opened.cache_clear()
@@ -172,6 +174,22 @@ def test_a_full_disk_is_not_the_fault_of_a_store(
   assert f'{os.strerror(number)}: ' in line
   assert str(tmp_path / 'copy') in line
   assert 'cannot be reached' not in line
+
+
+@pytest.mark.parametrize(
+  ('error', 'passing'),
+  [
+    (OSError(errno.ESTALE, 'Stale file handle'), True),
+    (PermissionError(errno.EACCES, 'Permission denied'), True),
+    (FileNotFoundError(errno.ENOENT, 'No such file'), False),
+    (NotADirectoryError(errno.ENOTDIR, 'Not a directory'), False),
+    (paths.DamagedError(errno.EIO, 'damaged in the archive'), False),
+  ],
+)
+def test_the_words_for_an_error_say_whether_it_may_pass(error, passing):
+  assert paths.is_transient(error) == passing
+  assert paths.may_pass(paths.why(error)) == passing
+  assert error.strerror in paths.why(error)
 
 
 def _raised(outer, inner, how):

@@ -479,12 +479,6 @@ def test_four_processes_stop_together_and_two_go_on(data, reference, tmp_path):
   assert_same(reference / 'run', workdir)
 
 
-def test_a_part_of_the_processors_is_all_that_a_job_counts(monkeypatch):
-  part = {1, 3, 5}
-  monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: part, raising=False)
-  assert processes.cores() == 3
-
-
 def test_a_step_of_a_batch_job_is_told_of_its_processors():
   script = (ROOT / 'launch' / 'slurm.sh').read_text()
   (step,) = re.findall(r'^srun (?:.*\\\n)*', script, re.MULTILINE)

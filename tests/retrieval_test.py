@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import folders
-from sjft_jax import certificate, describe, mesh, retrieval, search
+from sjft_jax import certificate, machine, mesh, retrieval, search
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
 from tests import small
@@ -224,9 +224,9 @@ def test_what_holds_no_shard_yet_begins_anew_on_another_machine(
   c, run = settings(), tmp_path / 'run'
   edges = begun(c, target, source, run, monkeypatch)
   (run / 'edges.npz').write_bytes(b'of a machine that rounds otherwise')
-  machine = describe.machine() | {'processor': 'Abacus 9'}
+  other = machine.described() | {'processor': 'Abacus 9'}
   with monkeypatch.context() as patch:
-    patch.setattr(describe, 'machine', lambda: machine)
+    patch.setattr(machine, 'described', lambda: other)
     find(c, target, source, run)
   assert (run / 'edges.npz').read_bytes() == edges
 
@@ -237,9 +237,9 @@ def test_caches_of_two_kinds_of_machine_lie_side_by_side(
   source, (target, _) = sets
   c = settings(search__cache=str(tmp_path / 'cache'))
   for at, processor in enumerate(('Abacus 9', 'Abacus 9', 'Comptometer')):
-    machine = describe.machine() | {'processor': processor}
+    other = machine.described() | {'processor': processor}
     with monkeypatch.context() as patch:
-      patch.setattr(describe, 'machine', lambda machine=machine: machine)
+      patch.setattr(machine, 'described', lambda other=other: other)
       find(c, target, source, tmp_path / str(at))
     kept = list((tmp_path / 'cache').iterdir())
     assert len(kept) == (1, 1, 2)[at]

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sjft_jax import describe, exact, mesh, screen, search, tables
+from sjft_jax import exact, machine, mesh, screen, search, tables
 from sjft_jax.errors import UserError
 from sjft_jax.exact import Exact
 from sjft_jax.ops import divergence
@@ -198,7 +198,7 @@ def test_one_search_is_of_one_kind_of_machine(
   assert len(kept) == 4
   describer, target, source = case
   with monkeypatch.context() as patch:
-    patch.setattr(describe, 'machine', lambda: dict(platform='x', jaxlib='9'))
+    patch.setattr(machine, 'described', lambda: dict(platform='x', jaxlib='9'))
     if what == 'responses':
       target = target.copy()
       target[8, :2] += np.array([1, -1]) * np.sign(target[8, 1] or -1)

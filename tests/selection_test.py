@@ -71,11 +71,11 @@ def test_random_images_are_uniform(seed):
 def test_classes_with_too_few_selected_images_are_dropped():
   """By hand: 5 2 9, 2 5 7, 9 3 have labels 2 1 3, 1 2 0, 3 1."""
   drawn = selection.neighbours(found(), np.array([3, 3, 2]))
-  kept = selection.common(drawn, LABELS, 2, IDS)
+  kept = selection.without_rare_classes(drawn, LABELS, 2, IDS)
   assert lists(kept) == [[2], [2], [3]]
-  assert selection.common(drawn, LABELS, 1, IDS) is drawn
+  assert selection.without_rare_classes(drawn, LABELS, 1, IDS) is drawn
   shared = selection.everything(found(None), np.ones(3, int))
-  kept = selection.common(shared, LABELS, 4, IDS)
+  kept = selection.without_rare_classes(shared, LABELS, 4, IDS)
   assert lists(kept) == [[8, 9, 10, 11]] * 3
 
 
@@ -83,7 +83,7 @@ def test_a_target_image_left_without_neighbours_is_named():
   """By hand: 5, 2 5, 9 3 have labels 2, 1 2, 3 1; only 1 occurs twice."""
   drawn = selection.neighbours(found(), np.array([1, 2, 2]))
   with pytest.raises(UserError, match=r't:a .*least_per_class') as caught:
-    selection.common(drawn, LABELS, 2, IDS)
+    selection.without_rare_classes(drawn, LABELS, 2, IDS)
   assert '1 target image' in str(caught.value)
 
 
@@ -91,7 +91,7 @@ def test_a_row_without_readable_neighbours_is_named_without_the_option():
   none = np.array([[5, 2], [-1, -1], [9, 3]])
   drawn = selection.neighbours(found(none), np.array([2, 2, 2]))
   with pytest.raises(UserError, match='needs a neighbour; t:b has none'):
-    selection.common(drawn, LABELS, 1, IDS)
+    selection.without_rare_classes(drawn, LABELS, 1, IDS)
 
 
 def test_what_a_class_has_in_common_comes_first():

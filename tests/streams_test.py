@@ -127,6 +127,26 @@ def test_some_images_are_read_anew_whatever_lies_above_them(tmp_path):
     np.testing.assert_array_equal(stream.places(4, 1030), inside)
 
 
+@pytest.mark.parametrize('rows', [7, 1024])
+def test_one_block_is_all_of_them_joined(tmp_path, rows):
+  numbers, describer = Numbers(np.arange(2100)), Describer()
+  for stream in (
+    streams.Described(describer, numbers),
+    streams.Cached(describer, numbers, tmp_path, 'key'),
+  ):
+    block = stream.one_block(rows)
+    found = block.index_n, block.counts_nd, block.bad
+    assert_same(found, joined(stream, 0, 2100))
+    assert block.stop == 2100
+
+
+def test_one_block_of_no_images_has_no_rows():
+  block = streams.Described(Describer(), Numbers([])).one_block()
+  assert block.index_n.shape == (0,)
+  assert block.counts_nd.shape == (0, 5)
+  assert not block.bad
+
+
 def test_what_could_not_be_read_is_tried_again(tmp_path):
   numbers = Numbers(np.arange(2100))
   describer = Describer(

@@ -13,10 +13,10 @@ from sklearn.datasets import load_digits
 
 from configs import folders
 from sjft_jax import (
-  describe,
   explain,
   files,
   intake,
+  machine,
   mesh,
   retrieval,
   verify,
@@ -74,7 +74,7 @@ def test_the_certificate_counts_what_was_seen(finished):
   assert 12 * 13 <= value['pairs_evaluated_in_float64'] <= value['pairs']
   assert value['smallest_margin_nats'] >= 0
   assert value['smallest_margin_target'].startswith('target:')
-  assert value['described_on'] == describe.machine()
+  assert value['described_on'] == machine.described()
   assert 0 < value['screen_error_bound_nats'] < 1
   assert not (finished / 'selection' / 'shards').exists()
 
@@ -117,8 +117,8 @@ def test_a_wrong_distance_is_found(finished, monkeypatch, change):
   with pytest.raises(UserError, match='nats apart, but the search has') as here:
     verify.verify(finished, targets=1, sources=1, seed=0)
   assert 'which may be why' not in str(here.value)
-  other = describe.machine() | {'processor': 'Abacus 9'}
-  monkeypatch.setattr(describe, 'machine', lambda: other)
+  other = machine.described() | {'processor': 'Abacus 9'}
+  monkeypatch.setattr(machine, 'described', lambda: other)
   with pytest.raises(
     UserError, match=r'Abacus 9, .* which may be why'
   ) as there:
@@ -127,7 +127,7 @@ def test_a_wrong_distance_is_found(finished, monkeypatch, change):
 
 
 def test_a_machine_that_finds_the_same_has_nothing_said(finished, monkeypatch):
-  monkeypatch.setattr(describe, 'machine', lambda: {'jaxlib': 'another'})
+  monkeypatch.setattr(machine, 'described', lambda: {'jaxlib': 'another'})
   verify.verify(finished, targets=2, sources=9, seed=0)
 
 

@@ -30,14 +30,8 @@ def record(
   new = dict(bad)
   if not new:
     return
-  reasons = {}
-  if path.exists():
-    with files.opened_text(path) as file:
-      reasons = dict(list(csv.reader(file))[1:])
-  with files.replacing(path, 'w') as file:
-    writer = csv.writer(file)
-    writer.writerow(('id', 'reason'))
-    writer.writerows(sorted((reasons | new).items()))
+  rows = sorted((read(path) | new).items())
+  files.write_csv(path, ('id', 'reason'), rows)
   if len(new) > max_fraction * total:
     raise errors.UserError(
       f'At most {max_fraction:.2%} of the images may be bad (max_bad_fraction);'
@@ -45,3 +39,15 @@ def record(
       ' --config.max_bad_fraction, or repair or remove them and choose another'
       ' --workdir.'
     )
+
+
+def read(path: pathlib.Path) -> dict[str, str]:
+  """Reads what `record` wrote: {id: reason}; empty where there is no file.
+
+  Args:
+    path: the csv.
+  """
+  if not path.exists():
+    return {}
+  with files.opened_text(path) as file:
+    return {row['id']: row['reason'] for row in csv.DictReader(file)}

@@ -16,14 +16,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sjft_jax import files, progress
+from sjft_jax import files, paths, progress
 from sjft_jax.data import fingerprints, pipelines, preprocess
 from sjft_jax.data.dataset import Dataset
 
 PART = 16384  # images
 FORMAT = 1  # of the parts; another one where a fingerprint changes its meaning
 _PROBES = 4  # of a part
-_UNREADABLE = bytes(32)
+_NO_DIGEST = bytes(32)
 _FIELDS = 'sha256', 'fingerprint', 'owner', 'region'
 
 
@@ -101,9 +101,9 @@ def hash_range(dataset, start, stop, threads, bar) -> Part:
     try:
       data = dataset.read(i)
     except OSError as error:
-      if pipelines.is_transient(error):
+      if paths.is_transient(error):
         lost.append(i)
-      return _UNREADABLE, []
+      return _NO_DIGEST, []
     digest = hashlib.sha256(data).digest()
     try:
       found = fingerprints.regions(fingerprints.decode(data))
@@ -133,7 +133,7 @@ def sha256_of(dataset: Dataset, i: int) -> bytes:
   try:
     return hashlib.sha256(dataset.read(i)).digest()
   except OSError:
-    return _UNREADABLE
+    return _NO_DIGEST
 
 
 def _key(dataset, start, stop) -> str:
@@ -153,12 +153,8 @@ def _stored(path, dataset, start, stop) -> Part | None:
   read; and so are those that could not be, which may have been mended.
   """
   try:
-    # numpy would not close the file of a damaged one.
-    with (
-      open(path, 'rb') as file,
-      np.load(file, allow_pickle=False) as stored,
-    ):
-      fields = {name: stored[name] for name in _FIELDS}
+    stored = files.read_npz(path)
+    fields = {name: stored[name] for name in _FIELDS}
     sha256 = fields['sha256'].reshape(stop - start, 32)
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
           zlib.error):  # fmt: skip

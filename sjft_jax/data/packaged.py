@@ -168,7 +168,5 @@ def load(name: str, split: str = '') -> Images:
   try:
     return SETS[name][split]()
   except (ModuleNotFoundError, FileNotFoundError) as e:
-    raise errors.UserError(
-      f'The packaged set {name} needs the demo extra ({e}):'
-      " pip install 'sjft-jax[demo]'."
-    ) from e
+    what = f'The packaged set {name} needs the demo extra ({e})'
+    raise errors.missing_extra(what, 'demo') from e

@@ -234,10 +234,8 @@ def _tar(path, setting):
   try:
     import indexed_gzip
   except ModuleNotFoundError as e:
-    raise errors.UserError(
-      f'{setting}: to read {path} where it lies needs indexed_gzip:'
-      " pip install 'sjft-jax[packs]'."
-    ) from e
+    what = f'{setting}: to read {path} where it lies needs indexed_gzip'
+    raise errors.missing_extra(what, 'packs') from e
   packed = path.open('rb') if paths.in_store(path) else _Reopened(path)
   spacing = max(_SPACING, packed.seek(0, os.SEEK_END) // _POINTS)
   packed.seek(0)

@@ -14,18 +14,14 @@ from typing import Any
 import grain
 import numpy as np
 
-from sjft_jax import errors, paths
+from sjft_jax import errors, machine, paths
 from sjft_jax.data import preprocess
 from sjft_jax.data.dataset import Dataset
-from sjft_jax.processes import cores
 
 # Images a thread takes at a time in a sweep: handing over single small images
 # costs more than decoding them.
 _CHUNK = 32
 _REDRAWS = 100
-# What a reason begins with that another attempt may not find.
-UNREADABLE = paths.UNREADABLE
-is_transient = paths.is_transient
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -173,7 +169,7 @@ def _batched(items: Iterator, size: int) -> Iterator[list]:
 
 def _stream(items: grain.MapDataset, threads: int, ahead: int) -> Iterator:
   """Items in order, made by threads, at most about `ahead` before their use."""
-  threads = threads or cores()
+  threads = threads or machine.cores()
   options = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(threads, ahead)
   )
@@ -192,7 +188,7 @@ def refuse_transient(name, reason: str) -> None:
   Raises:
     UserError: if another attempt to read it may succeed.
   """
-  if reason.startswith(UNREADABLE):
+  if paths.may_pass(reason):
     raise errors.UserError(
       f'{name}: {reason}. Give yourself the right to read it, or look after '
       'its disk, then give the same command again.'
@@ -203,8 +199,7 @@ def _decode(dataset: Dataset, i: int, least: int | None = None) -> np.ndarray:
   try:
     return preprocess.decode(dataset.read(i), least=least)
   except OSError as e:
-    what = UNREADABLE if is_transient(e) else 'cannot be read'
-    raise preprocess.BadImage(f'{what}: {e.strerror or e}') from e
+    raise preprocess.BadImage(paths.why(e)) from e
 
 
 def _image(

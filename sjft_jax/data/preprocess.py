@@ -29,7 +29,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 # Raised whenever an image comes out with other pixels than before, so that
 # no search goes on with, and no cache serves, what an earlier build saw.
-PIXELS = 2
+PIXELS_VERSION = 2
 
 MAX_PIXELS = 178_956_970  # 512 MB of RGB; where Pillow suspects a bomb, too.
 # Decoding takes 6 to 12 bytes a pixel: of larger images one thread has one at a

@@ -120,8 +120,8 @@ def _kept(builder, part: str, key: str | None, records):
   with contextlib.suppress(
     OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error
   ):
-    with np.load(path, allow_pickle=False) as stored:
-      found = tuple(stored[name] for name in names)
+    stored = files.read_npz(path)
+    found = tuple(stored[name] for name in names)
     if {len(column) for column in found} == {len(records)}:
       return _keep(digest, found)
   found = _keep(digest, _listing(records, key))

@@ -93,7 +93,8 @@ class Convention:
       raise ValueError(str(error)) from error
 
 
-# Caffe's ImageNet models, the release's ResNet-152 among them: METHOD, 5.
+# Caffe's ImageNet models, ResNet-152 of the authors' release of Ge & Yu, CVPR
+# 2017 (arXiv 1702.08690), among them.
 CAFFE = Convention(
   order='BGR',
   range=255,

@@ -27,6 +27,10 @@ _WIDTH = 512
 def pairwise_jeffreys(target_qd, source_sd, weight_d, epsilon=EPSILON):
   """Weighted symmetric KL divergence of every target and source descriptor.
 
+  A reference, for tests and other programs: no stage calls it. The search has
+  `ops.screen` bound all pairs, and computes the few that stay open by
+  `jeffreys_pairs`, in float64.
+
   D[q, s] = 1/2 sum_d w[d] (t[q, d] - x[s, d]) (log(t[q, d] + e) -
   log(x[s, d] + e)), by the lifted form centred at the target's means.
 
@@ -49,37 +53,15 @@ def pairwise_jeffreys(target_qd, source_sd, weight_d, epsilon=EPSILON):
       'One weight and one bin of both sides per dimension: '
       f'{target_qd.shape=}, {source_sd.shape=}, {weight_d.shape=}.'
     )
-  log_qd = jnp.log(target_qd + epsilon)
-  centre_d, log_centre_d = target_qd.mean(axis=0), log_qd.mean(axis=0)
   half_d = weight_d / 2
-  target_qd = target_qd - centre_d[None]
-  log_qd = log_qd - log_centre_d[None]
-  return lifted(
-    half_d[None] * target_qd,
-    half_d[None] * log_qd,
-    jnp.einsum('qd,qd->q', half_d[None] * target_qd, log_qd),
-    source_sd - centre_d[None],
-    jnp.log(source_sd + epsilon) - log_centre_d[None],
-    half_d,
-  )
-
-
-def lifted(scaled_qd, scaled_log_qd, self_q, source_sd, log_sd, half_d):
-  """Distances from lifted, centred descriptors: two matrix products.
-
-  Args:
-    scaled_qd: a p' of the targets, float32 [q, d].
-    scaled_log_qd: a P' of the targets, float32 [q, d].
-    self_q: <a p', P'> of the targets, float32 [q].
-    source_sd: q' of the sources, float32 [s, d].
-    log_sd: Q' of the sources, float32 [s, d].
-    half_d: a, float32 [d].
-
-  Returns:
-    Distances in nats, float32 [q, s].
-  """
+  log_qd, log_sd = jnp.log(target_qd + epsilon), jnp.log(source_sd + epsilon)
+  centre_d, log_centre_d = target_qd.mean(axis=0), log_qd.mean(axis=0)
+  target_qd, source_sd = target_qd - centre_d[None], source_sd - centre_d[None]
+  log_qd, log_sd = log_qd - log_centre_d[None], log_sd - log_centre_d[None]
+  scaled_qd, scaled_log_qd = half_d[None] * target_qd, half_d[None] * log_qd
   # Full precision: TPUs and GPUs would round the operands by default.
   high = jax.lax.Precision.HIGHEST
+  self_q = jnp.einsum('qd,qd->q', scaled_qd, log_qd)
   self_s = jnp.matmul(source_sd * log_sd, half_d, precision=high)
   # Source-major products are the faster ones on CPU.
   cross_sq = jnp.matmul(log_sd, scaled_qd.T, precision=high) + jnp.matmul(

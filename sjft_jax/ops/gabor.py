@@ -133,6 +133,10 @@ def responses(
 ) -> list[jax.Array]:
   """Convolution of grey images with every kernel, borders by reflection.
 
+  A reference, for tests and other programs: no stage calls it. Descriptors are
+  counts of what `make_responses` gives, the same responses, folded, which
+  saves putting every point in its place.
+
   r[y, x] = sum_{v, u} g[v, u] grey[y - v, x - u], where pixels outside the
   image repeat it mirrored at its edge (half-sample symmetric, `reflect` in
   scipy.ndimage).

@@ -20,9 +20,12 @@ def quantile_edges(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Inner edges that give bins of equal mass, from values held in memory.
 
+  A reference, for tests, benchmarks and other programs: no stage calls it.
+  Describing takes `quantiles.streaming_edges`, which gives the same for values
+  that do not fit in memory.
+
   edge[c, j] = the value of zero-based rank ((j + 1) n) // bins in channel c,
-  closed by `close_first_bin`. `quantiles.streaming_edges` gives the same for
-  values that do not fit in memory.
+  closed by `close_first_bin`.
 
   Args:
     values_cn: float32 [c, n]. Infinities are read as the largest finite number

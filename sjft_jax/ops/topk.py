@@ -7,6 +7,10 @@ import numpy as np
 def smallest(distance_qs, k: int):
   """The k smallest distances of every row; ties to the lower index.
 
+  For tests and other programs, beside `divergence.pairwise_jeffreys`: no stage
+  calls it. The search never holds the distances of all pairs; its tables grow
+  by `merge`.
+
   Args:
     distance_qs: distances, float [q, s].
     k: how many, at most s.

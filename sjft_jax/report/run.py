@@ -6,6 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sjft_jax import features, round_files, selection, suspects, tables
+from sjft_jax.data import bad_images
 from sjft_jax.report import (
   galleries,
   lending,
@@ -37,7 +38,9 @@ def context(workdir, target, source) -> dict:
     'name': workdir.name,
     'target': data.get('target'),
     'rounds': wording.typeset_table(round_table(rounds, settings)),
-    'plots': list(filter(None, _run_plots(workdir, results, budgets))),
+    'plots': list(
+      filter(None, _run_plots(workdir, results, settings, budgets))
+    ),
     'classes': [],
     'lending': [],
     'rule': '',
@@ -48,9 +51,7 @@ def context(workdir, target, source) -> dict:
     'seconds': record.seconds(results),
     'settings': list(record.flat(config)),
     'certificate': list(record.flat(certificate)),
-    'bad': [
-      row.values() for row in record.csv_rows(workdir / 'bad_images.csv')
-    ],
+    'bad': list(bad_images.read(workdir / 'bad_images.csv').items()),
     'guard': galleries.withheld(workdir, results),
     'suspects': suspects.shown(workdir, results),
   }
@@ -142,13 +143,12 @@ def round_table(rounds, settings) -> list[list[str]]:
   return rows
 
 
-def _run_plots(workdir, results, budgets) -> Iterator[dict | None]:
+def _run_plots(workdir, results, settings, budgets) -> Iterator[dict | None]:
   """Accuracy, K and entropy over the rounds; losses over the updates."""
   k_mq = entropy_mq = None
   if budgets:
     k_mq, _, entropy_mq = map(np.stack, zip(*budgets, strict=True))
   rounds = results.get('rounds', [])
-  settings = record.read(workdir / 'config.json').get('settings', {})
   images = settings.get('budget', {}).get('images')
   # K says nothing of a run that borrows nothing, or all there is.
   lent = rounds and record.borrowed(rounds[-1])

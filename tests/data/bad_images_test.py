@@ -16,7 +16,15 @@ def test_the_list_reads_back_and_leaves_no_part(tmp_path):
   with open(path, newline='', encoding='utf-8') as file:
     rows = list(csv.reader(file))
   assert rows == [['id', 'reason'], *map(list, sorted(BAD))]
+  assert bad_images.read(path) == dict(BAD)
   assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_nothing_was_bad_there_is_no_list_and_nothing_to_read(tmp_path):
+  path = tmp_path / 'bad_images.csv'
+  bad_images.record(path, [], total=100, max_fraction=0.02)
+  assert bad_images.read(path) == {}
+  assert not path.exists()
 
 
 def test_too_many_stop_the_run_after_the_list_is_written(tmp_path):

@@ -102,13 +102,13 @@ def test_nothing_is_downloaded_and_a_second_load_is_the_same(monkeypatch):
 )
 def test_a_missing_package_names_the_extra(monkeypatch, name, module):
   monkeypatch.setitem(sys.modules, module, None)
-  with pytest.raises(errors.UserError, match=r"'sjft-jax\[demo\]'"):
+  with pytest.raises(errors.UserError, match=r"--editable '\.\[demo\]'"):
     packaged.load.__wrapped__(name)
 
 
 def test_missing_scikit_image_names_the_extra(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(errors.UserError, match=r"'sjft-jax\[demo\]'"):
+  with pytest.raises(errors.UserError, match=r"--editable '\.\[demo\]'"):
     packaged.load.__wrapped__('photographs')
 
 

@@ -2,6 +2,7 @@ import concurrent.futures
 import errno
 import io
 import os
+import sys
 import tarfile
 import tracemalloc
 import zipfile
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from sjft_jax import errors, paths
-from sjft_jax.data import datasets, packs, pipelines
+from sjft_jax.data import datasets, packs
 from tests import store
 from tests.data import faults
 
@@ -358,7 +359,7 @@ def test_what_the_disk_does_is_no_damage(tmp_path, monkeypatch, kind):
     patch.setattr('sjft_jax.paths.open', stale, raising=False)
     with pytest.raises(OSError, match='Stale') as e:
       pool.read(0)
-    assert pipelines.is_transient(e.value)
+    assert paths.is_transient(e.value)
   assert pool.read(0) == b'1'
 
 
@@ -382,6 +383,13 @@ def test_an_archive_that_cannot_be_read_now_is_not_called_damaged(
   assert os.strerror(number) in str(e.value)
   assert str(path) in str(e.value)
   assert len(_pool(path)) == len(content)
+
+
+def test_a_missing_package_names_the_extra(tmp_path, content, monkeypatch):
+  _write(tmp_path / 'x.tgz', content)
+  monkeypatch.setitem(sys.modules, 'indexed_gzip', None)
+  with pytest.raises(errors.UserError, match=r"--editable '\.\[packs\]'"):
+    _pool(tmp_path / 'x.tgz')
 
 
 def test_a_large_tar_gz_takes_no_more_memory_than_it_may(tmp_path, monkeypatch):

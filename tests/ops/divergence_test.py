@@ -15,7 +15,10 @@ def histograms(rng, n, channels, bins, pixels=50):
 
 
 def oracle(p, q, w):
-  """The formula as METHOD writes it, one pair, in plain Python."""
+  """Ge & Yu, CVPR 2017, eq. 1, for one pair, in plain Python.
+
+  The factor 1/2 and e are from the authors' Caffe release.
+  """
   e = 2.2204e-16
   return sum(
     0.5

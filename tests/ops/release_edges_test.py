@@ -6,7 +6,10 @@ from sjft_jax.ops import histograms, release_edges
 
 
 def _release_step_by_step(histogram, lower, upper, count, bins):
-  """The release's second pass as METHOD words it: cell after cell, one p."""
+  """The second pass of the Caffe release: cell after cell, one p.
+
+  Of the authors of Ge & Yu, CVPR 2017.
+  """
   edges, p, left = [], 0, lower
   cell_width = (upper - lower) / len(histogram)
   for cell, cell_count in enumerate(histogram):

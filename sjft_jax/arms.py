@@ -196,13 +196,11 @@ def _averaged(c, arm, seed, workdir):
   spec, found = c.arms[arm], []
   for other in spec.average:
     directory = _directory(workdir, other, seed)
-    folder = directory / 'rounds'
-    done = sorted(map(int, (path.name for path in folder.glob('[0-9]*'))))
-    folders = [folder / str(m) for m in done]
+    folders = round_files.directories(directory)
     if spec.get('distilled'):
       folders = [directory / round_files.DISTILLED]
-    for folder in folders if spec.get('all_rounds') else folders[-1:]:
-      found.append(round_files.posteriors(folder))
+    chosen = folders if spec.get('all_rounds') else folders[-1:]
+    found += map(round_files.posteriors, chosen)
   ids = found[0]['test_id']
   if not all(np.array_equal(f['test_id'], ids) for f in found):
     raise UserError(

@@ -1,4 +1,4 @@
-"""The files of a round: what its network answered, and K by that.
+"""Where rounds lie and the files of one: what its network answered, K by that.
 
 rounds/<m>/ gets posteriors.npz, confusion.csv and budget.csv, in this order: a
 round that has the last one is finished. distilled/ has the first one, of the
@@ -14,9 +14,30 @@ from sjft_jax.ops import hardness
 
 # Where the network lies that stands for those of all rounds.
 DISTILLED = 'distilled'
+_ROUNDS = 'rounds'
 _POSTERIORS = 'posteriors.npz'
 _CONFUSION = 'confusion.csv'
 _BUDGET = 'budget.csv'
+
+
+def directory(workdir, m):
+  """The directory of a round.
+
+  Args:
+    workdir: path of the run.
+    m: the round, from 0.
+  """
+  return workdir / _ROUNDS / str(m)
+
+
+def directories(workdir) -> list:
+  """The directories of the rounds that have begun, by their number.
+
+  Args:
+    workdir: path of the run.
+  """
+  begun = (workdir / _ROUNDS).glob('[0-9]*')
+  return sorted(begun, key=lambda path: int(path.name))
 
 
 def finished(directory) -> bool:

@@ -77,7 +77,7 @@ def run(c, workdir, mesh, donors=()):
   for m in range(c.rounds):
     if settled and c.end_when_settled:
       break
-    directory = workdir / 'rounds' / str(m)
+    directory = round_files.directory(workdir, m)
     drawn = candidates(budget_q)
     level_q = budget_q // c.budget.initial if c.train.by_hardness else None
     with clock('train'):
@@ -258,7 +258,10 @@ def _fusions(c, learner, workdir, summaries, tests, test):
     value['fused'] = _worth(evaluate.fuse(tests), test.labels)
   if c.weight_fusion:
     weights = evaluate.average(
-      [learner.restore(workdir / 'rounds' / str(s['round'])) for s in summaries]
+      [
+        learner.restore(round_files.directory(workdir, s['round']))
+        for s in summaries
+      ]
     )
     test_nc = learner.posteriors(weights, test, c.evaluate.views, 'fused')
     value['weight_fused'] = _worth(test_nc, test.labels)
@@ -271,7 +274,8 @@ def _distilled(
   """One network that answers as the rounds' networks do on average."""
   directory = workdir / round_files.DISTILLED
   teachers = [
-    learner.restore(workdir / 'rounds' / str(s['round'])) for s in summaries
+    learner.restore(round_files.directory(workdir, s['round']))
+    for s in summaries
   ]
   student = learner.distil(
     weights,

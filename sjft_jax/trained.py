@@ -31,8 +31,8 @@ class Trained:
     self._learner = learn.Learner(
       self.settings, len(self.classes), len(kept), mesh, workdir
     )
-    rounds = (workdir / 'rounds' / str(m) for m in range(self.settings.rounds))
-    self._rounds = list(filter(round_files.finished, rounds))
+    begun = round_files.directories(workdir)
+    self._rounds = list(filter(round_files.finished, begun))
     if not self.settings.rounds:
       raise UserError(
         f'{workdir} holds a selection alone (rounds=0), so there is no network '

@@ -18,7 +18,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import folders
-from sjft_jax import experiment, learn, mesh, paths, round_files, rounds
+from sjft_jax import (
+  experiment,
+  export,
+  learn,
+  mesh,
+  paths,
+  predict,
+  round_files,
+  rounds,
+  verify,
+)
+from sjft_jax.command import guarded
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
 from sjft_jax.models import weight_files
@@ -330,6 +341,22 @@ def test_predictions_name_every_image(data, finished, tmp_path):
   assert 0.25 <= value['probability'] <= 1
   assert done.returncode == 2
   assert '1 of 3 images could not be read' in done.stderr
+
+
+@pytest.mark.parametrize(
+  ('module', 'arguments'),
+  [(predict, ['.']), (export, ['--to=csv', 'out']), (verify, [])],
+)
+def test_a_config_of_another_kind_is_one_line_and_exit_code_2(
+  data, finished, tmp_path, monkeypatch, capsys, module, arguments
+):
+  shutil.copytree(finished, tmp_path / 'run')
+  (tmp_path / 'run' / 'config.json').write_text('{"compilerOptions": {}}')
+  monkeypatch.chdir(data / 'test')
+  given = ['-', f'--workdir={tmp_path / "run"}', *arguments]
+  assert guarded(module._work, given) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'run/config.json is not the config.json of a run' in line
 
 
 def test_a_refused_start_can_be_mended_in_its_workdir(data, tmp_path):

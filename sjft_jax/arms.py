@@ -16,6 +16,7 @@ from sjft_jax import (
   evaluate,
   files,
   intervals,
+  preflight,
   processes,
   round_files,
   rounds,
@@ -125,7 +126,7 @@ def compare(c, workdir, mesh) -> dict:
   for arm in _trained(c):
     own = settings_of(c, arm, 0)
     for bank in tuning.banks(c, arm, own) or [own]:
-      rounds.check_files(bank)
+      preflight.check_files(bank)
   for seed in range(c.seeds):
     for arm in _trained(c):
       own = settings_of(c, arm, 0)

@@ -25,6 +25,7 @@ from sjft_jax import (
   mesh,
   paths,
   predict,
+  preflight,
   round_files,
   rounds,
   verify,
@@ -490,7 +491,7 @@ def test_a_selection_alone_has_no_batches(data, tmp_path):
   c.train.target_batch = c.train.source_batch = 5
   c.train.most_per_label = 1
   train, test = datasets.open_target(c.target, c.seed)
-  rounds._check(c, train, test, mesh.make(), tmp_path)
+  preflight.check(c, train, test, mesh.make(), tmp_path)
 
 
 def test_one_class_alone_is_refused(data, tmp_path, monkeypatch):

@@ -63,11 +63,11 @@ def run(c, workdir, mesh, donors=()):
     )
   source_classes = len(drawable.classes) if pool else 0
   learner = learn.Learner(c, len(target.classes), source_classes, mesh, workdir)
-  weights = drawn = None
+  start = weights = drawn = None
   if c.rounds:
     guard.require(workdir, target, test, pool)
     with clock('pretrain'):
-      weights = learner.start(pool, workdir / 'pretrain', donors)
+      start = weights = learner.start(pool, workdir / 'pretrain', donors)
   budget_q = np.full(len(target), c.budget.initial)
   summaries, tests, settled = [], [], False
   for m in range(c.rounds):
@@ -78,7 +78,7 @@ def run(c, workdir, mesh, donors=()):
     level_q = budget_q // c.budget.initial if c.train.by_hardness else None
     with clock('train'):
       weights = learner.fine_tune(
-        weights, target, drawable, drawn, level_q, m, directory
+        start, weights, target, drawable, drawn, level_q, m, directory
       )
     with clock('evaluate'):
       kept = _answers(directory)
@@ -102,9 +102,13 @@ def run(c, workdir, mesh, donors=()):
     results['selection'] = outcome.borrowed(pool, candidates(budget_q))
   if c.rounds and c.distill.steps:
     with clock('distill'):
-      results['distilled'] = _distilled(
-        c, learner, weights, target, drawable, drawn, test, workdir, summaries
+      directory = workdir / round_files.DISTILLED
+      teachers = outcome.networks(learner, workdir, summaries)
+      shown = drawn if c.distill.source else None
+      student = learner.distil(
+        start, weights, teachers, target, drawable, shown, directory
       )
+      results['distilled'] = _test_student(c, learner, student, test, directory)
   results['guard'] = guard.exposure(c, workdir, test, tests)
   asked = c.suspects.neighbours and c.selection == 'neighbours'
   if c.rounds and asked and learn.teaches(c):
@@ -152,20 +156,8 @@ def _answers(directory):
   return kept['train_probability'], kept['test_probability']
 
 
-def _distilled(
-  c, learner, weights, target, pool, drawn, test, workdir, summaries
-):
-  """One network that answers as the rounds' networks do on average."""
-  directory = workdir / round_files.DISTILLED
-  teachers = outcome.networks(learner, workdir, summaries)
-  student = learner.distil(
-    weights,
-    teachers,
-    target,
-    pool,
-    drawn if c.distill.source else None,
-    directory,
-  )
+def _test_student(c, learner, student, test, directory):
+  """What the distilled network comes to; its answers are written."""
   test_nc = learner.posteriors(student, test, c.evaluate.views, 'test')
   if processes.first():
     round_files.write_test(directory, test_nc, test)

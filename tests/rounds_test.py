@@ -179,6 +179,11 @@ def test_a_run_leaves_what_the_readme_says(finished):
     (finished / 'selection' / 'certificate.json').read_text()
   )
   assert certificate['source_images_seen'] == certificate['source_images']
+  stages = {path.name for path in (finished / 'tensorboard').iterdir()}
+  assert stages == {'pretrain', 'round_0', 'round_1', 'distilled'}
+  lines = (finished / 'metrics.jsonl').read_text().splitlines()
+  last = {row['round']: row['step'] for row in map(json.loads, lines)}
+  assert list(last.items()) == [(-1, 4), (0, 4), (1, 4), (2, 3)]
 
 
 def test_the_page_shows_what_the_run_found(finished):
@@ -533,7 +538,7 @@ class Answering(learn.Learner):
   def start(self, pool, directory, donors=()):
     """Needs no weights."""
 
-  def fine_tune(self, weights, target, *others):
+  def fine_tune(self, *arguments):
     """Learns nothing."""
 
   def posteriors(self, variables, dataset, views, label):

@@ -127,17 +127,17 @@ def budget(directory, target) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
   Returns:
     (K in the round, int [q]; in the next one, int [q]; entropy of the answer in
-    nats, float [q], NaN where it is not known).
+    nats, float [q]).
   """
   place = {name: i for i, name in enumerate(target.ids.tolist())}
   k_q, next_k_q = np.zeros((2, len(target)), int)
-  entropy_q = np.full(len(target), np.nan)
+  entropy_q = np.zeros(len(target))
   with files.opened_text(directory / _BUDGET) as file:
     for row in csv.DictReader(file):
       i = place[row['target_id']]
       k_q[i] = int(row['k'])
-      next_k_q[i] = int(row.get('next_k') or row['k'])
-      entropy_q[i] = float(row.get('entropy') or np.nan)
+      next_k_q[i] = int(row['next_k'])
+      entropy_q[i] = float(row['entropy'])
   return k_q, next_k_q, entropy_q
 
 

@@ -34,9 +34,7 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-
-from sjft_jax import workdirs
+from sjft_jax import round_files, workdirs
 
 ROOT = pathlib.Path(__file__).parent.parent
 KINDS = 'SIGKILL', 'SIGSTOP', 'SIGTERM'
@@ -161,11 +159,11 @@ def outcome(workdir):
     workdir / 'selection' / 'neighbours.parquet'
   ).read_bytes()
   for m in range(len(results['rounds'])):
-    with np.load(workdir / 'rounds' / str(m) / 'posteriors.npz') as stored:
-      found[f'probabilities of round {m}'] = (
-        stored['train_probability'].tobytes()
-        + stored['test_probability'].tobytes()
-      )
+    stored = round_files.posteriors(round_files.directory(workdir, m))
+    found[f'probabilities of round {m}'] = (
+      stored['train_probability'].tobytes()
+      + stored['test_probability'].tobytes()
+    )
   return found
 
 

@@ -295,9 +295,11 @@ def training(args):
       learner = learn.Learner(
         c, len(train.classes), len(pool.classes), mesh.make(), workdir
       )
-      weights = learner.start(pool, workdir / 'pretrain')
+      start = learner.start(pool, workdir / 'pretrain')
       with contextlib.redirect_stderr(io.StringIO()):
-        learner.fine_tune(weights, train, pool, drawn, None, 0, workdir / '0')
+        learner.fine_tune(
+          start, start, train, pool, drawn, None, 0, workdir / '0'
+        )
     # From the third batch on: the first fills the threads' buffers.
     spent[name] = waits[-1][1] - waits[2][0]
     blocked = sum(stop - begin for begin, stop in waits[3:])

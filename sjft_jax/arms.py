@@ -16,6 +16,7 @@ from sjft_jax import (
   evaluate,
   files,
   intervals,
+  preflight,
   processes,
   round_files,
   rounds,
@@ -125,7 +126,7 @@ def compare(c, workdir, mesh) -> dict:
   for arm in _trained(c):
     own = settings_of(c, arm, 0)
     for bank in tuning.banks(c, arm, own) or [own]:
-      rounds.check_files(bank)
+      preflight.check_files(bank)
   for seed in range(c.seeds):
     for arm in _trained(c):
       own = settings_of(c, arm, 0)
@@ -196,13 +197,11 @@ def _averaged(c, arm, seed, workdir):
   spec, found = c.arms[arm], []
   for other in spec.average:
     directory = _directory(workdir, other, seed)
-    folder = directory / 'rounds'
-    done = sorted(map(int, (path.name for path in folder.glob('[0-9]*'))))
-    folders = [folder / str(m) for m in done]
+    folders = round_files.directories(directory)
     if spec.get('distilled'):
       folders = [directory / round_files.DISTILLED]
-    for folder in folders if spec.get('all_rounds') else folders[-1:]:
-      found.append(round_files.posteriors(folder))
+    chosen = folders if spec.get('all_rounds') else folders[-1:]
+    found += map(round_files.posteriors, chosen)
   ids = found[0]['test_id']
   if not all(np.array_equal(f['test_id'], ids) for f in found):
     raise UserError(

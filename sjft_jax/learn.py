@@ -80,6 +80,36 @@ def teaches(c) -> bool:
   )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Stage:
+  """One stretch of training: pretraining, a round or distillation.
+
+  Attributes:
+    label: what TensorBoard and the progress bar call it.
+    number: its place in the order of all, `round` in metrics.jsonl.
+    recipe: how it learns.
+    steps: updates.
+    seed: of the batches.
+    micro_batches: of an update.
+    target_batch: target images of a micro-batch.
+    source_batch: source images of a micro-batch.
+  """
+
+  label: str
+  number: int
+  recipe: recipes.Recipe
+  steps: int
+  seed: tuple[int, ...]
+  micro_batches: int
+  target_batch: int
+  source_batch: int
+
+  @property
+  def examples(self):
+    """Of an update: pairs, or images where one half is empty."""
+    return self.micro_batches * max(self.target_batch, self.source_batch)
+
+
 class Learner:
   """What a run knows about its network.
 
@@ -127,11 +157,6 @@ class Learner:
     Returns:
       Variables: 'params' and 'batch_stats'.
     """
-    variables = self._begin(pool, directory, donors)
-    self._start = variables['params']
-    return variables
-
-  def _begin(self, pool, directory, donors):
     c = self._c
     variables = self.fresh(c.seed)
     convention = self.network.convention
@@ -184,27 +209,26 @@ class Learner:
       variables = pretrained.load(
         self._c.model.weights, variables, self.network.convention
       )
-    batches = functools.partial(
-      pipelines.joint,
-      None,
-      pool,
-      None,
+    stage = _Stage(
+      label='pretrain',
+      number=-1,
+      recipe=recipes.pretraining(self._c, ('target_head',)),
+      steps=c.steps,
       seed=(c.seed,),
       micro_batches=1,
       target_batch=0,
       source_batch=c.batch,
     )
-    frozen = ('target_head',)
-    return self._fit(
-      network, variables, frozen, batches, c.steps, directory, -1
-    )
+    make_batches = functools.partial(pipelines.joint, None, pool, None)
+    return self._fit(stage, network, variables, make_batches, directory)
 
   def fine_tune(
-    self, variables, target, pool, candidates, level_q, m, directory
+    self, start, variables, target, pool, candidates, level_q, m, directory
   ):
     """Trains one round, from where a killed one was saved.
 
     Args:
+      start: variables that the first round began with; L2-SP decays to them.
       variables: of the round before.
       target: the target training images.
       pool: the source, or None.
@@ -216,25 +240,22 @@ class Learner:
     Returns:
       Variables after the round.
     """
-    c = self._c
-    batches = functools.partial(
+    stage = self._stage(m, candidates)
+    make_batches = functools.partial(
       pipelines.joint,
       target,
       pool,
       candidates,
-      seed=(c.seed, m),
-      micro_batches=c.train.micro_batches,
-      target_batch=c.train.target_batch,
-      source_batch=c.train.source_batch if candidates else 0,
       level_q=level_q,
-      most_per_label=c.train.most_per_label,
+      most_per_label=self._c.train.most_per_label,
     )
-    frozen = self._frozen()
     return self._fit(
-      self.network, variables, frozen, batches, c.train.steps, directory, m
+      stage, self.network, variables, make_batches, directory, start
     )
 
-  def distil(self, variables, teachers, target, pool, candidates, directory):
+  def distil(
+    self, start, variables, teachers, target, pool, candidates, directory
+  ):
     """Trains one network towards the average of several networks' answers.
 
     The teachers are asked about the very crops that the student sees: answers
@@ -243,6 +264,7 @@ class Learner:
     not used.
 
     Args:
+      start: as in `fine_tune`.
       variables: where the student begins.
       teachers: list of variables.
       target: the target training images.
@@ -256,7 +278,6 @@ class Learner:
     Source: Hinton et al., 2015, arXiv 1503.02531; for the crops, Beyer et al.,
       CVPR 2022.
     """
-    c = self._c
     own = meshes.own(self._mesh)
     teachers = [meshes.localise(v, self._mesh) for v in teachers]
 
@@ -277,63 +298,54 @@ class Learner:
           'source_label': batch['source_label'][:, :0],
         }
 
-    batches = functools.partial(
-      pipelines.joint,
-      target,
-      pool,
-      candidates,
-      seed=(c.seed, c.rounds),
+    # It comes after the rounds, as one more.
+    stage = self._stage(self._c.rounds, candidates, distilled=True)
+    make_batches = functools.partial(pipelines.joint, target, pool, candidates)
+    return self._fit(
+      stage, self.network, variables, make_batches, directory, start, taught
+    )
+
+  def _stage(self, m, candidates, distilled=False):
+    """Round m, or the distillation of those before it."""
+    c = self._c
+    # Decay alone would change a head that no image reaches.
+    without = distilled or c.selection == 'none'
+    unreached = ('source_head',) if without else ()
+    frozen = (*c.optim.frozen, *unreached)
+    steps = c.distill.steps if distilled else c.train.steps
+    return _Stage(
+      label='distilled' if distilled else f'round_{m}',
+      number=m,
+      recipe=recipes.fine_tuning(c, frozen, steps, m),
+      steps=steps,
+      seed=(c.seed, m),
       micro_batches=c.train.micro_batches,
       target_batch=c.train.target_batch,
       source_batch=c.train.source_batch if candidates else 0,
     )
-    return self._fit(
-      self.network,
-      variables,
-      self._frozen(distilled=True),
-      batches,
-      c.distill.steps,
-      directory,
-      c.rounds,
-      taught,
-    )
-
-  def _frozen(self, distilled=False):
-    """What stays as it is in the rounds."""
-    # Decay alone would change a head that no image reaches.
-    without = distilled or self._c.selection == 'none'
-    unreached = ('source_head',) if without else ()
-    return (*self._c.optim.frozen, *unreached)
 
   def _fit(
     self,
+    stage,
     network,
     variables,
-    frozen,
-    batches,
-    steps,
+    make_batches,
     directory,
-    m,
+    start=None,
     taught=lambda batches: batches,
   ):
     """Trains from `variables`, or from where a killed run was saved."""
     c = self._c
-    optimiser, step = recipes.make(c, network, frozen, m, steps, self._mesh)
-    start = self._start if m >= 0 else None
-    state = self._first_state(variables, optimiser, start)
-    label = 'pretrain' if m < 0 else f'round {m}'
-    label = 'distil' if m == c.rounds else label
+    state = self._first_state(variables, stage, start)
     index, count = meshes.share()
-    made = batches.keywords
-    halves = made['target_batch'], made['source_batch']
-    examples = made['micro_batches'] * max(halves)  # of an update
 
     def save(n, state):
       # Before the checkpoint by which a killed run goes on behind them.
       write.sync()
       # Counted over all processes, so that another number of them goes on with
       # the same batches.
-      saved.save(n, state, {'round': m, 'examples': n * examples})
+      meta = {'round': stage.number, 'examples': n * stage.examples}
+      saved.save(n, state, meta)
 
     with (
       processes.together(),
@@ -342,16 +354,22 @@ class Learner:
       first = 0
       if saved.step is not None:
         state, meta = saved.restore(state)
-        first = meta['examples'] // examples
-      if first < steps:
-        with metrics.Writer(self._workdir, m, first) as write:
+        first = meta['examples'] // stage.examples
+      if first < stage.steps:
+        with metrics.Writer(
+          self._workdir, stage.label, stage.number, first
+        ) as write:
           state = train.fit(
             state,
-            step,
+            recipes.step(c, network, stage.recipe, self._mesh),
             taught(
-              batches(
-                steps=steps,
+              make_batches(
+                seed=stage.seed,
+                steps=stage.steps,
                 first_step=first,
+                micro_batches=stage.micro_batches,
+                target_batch=stage.target_batch,
+                source_batch=stage.source_batch,
                 resize=c.train.resize,
                 crop=c.train.crop,
                 mirror=c.train.mirror,
@@ -361,28 +379,29 @@ class Learner:
               )
             ),
             first=first,
-            steps=steps,
+            steps=stage.steps,
             mesh=self._mesh,
             write=write,
             save=save,
             save_every=c.train.checkpoint_every,
-            label=label,
+            label=stage.label,
           )
     return state.variables
 
-  def _first_state(self, variables, optimiser, start=None):
+  def _first_state(self, variables, stage, start=None):
     return train.begin(
-      variables, optimiser, self._mesh, start, sharded=self._c.train.sharded
+      variables,
+      stage.recipe.optimiser,
+      self._mesh,
+      start and start['params'],
+      sharded=self._c.train.sharded,
     )
 
   def restore(self, directory, distilled=False):
     """The variables that a finished round, or `distil`, left in a directory."""
-    c = self._c
-    steps = c.distill.steps if distilled else c.train.steps
-    optimiser, _ = recipes.make(
-      c, self.network, self._frozen(distilled), 0, steps, self._mesh
-    )
-    state = self._first_state(self.fresh(self._c.seed), optimiser)
+    # The states of all rounds have one structure.
+    stage = self._stage(0, None, distilled)
+    state = self._first_state(self.fresh(self._c.seed), stage)
     with checkpoints.Checkpoints(directory / 'checkpoint') as saved:
       if saved.step is None:
         raise UserError(f'{directory} holds no finished checkpoint.')

@@ -13,24 +13,29 @@ _NAME = 'metrics.jsonl'
 
 
 class Writer:
-  """Appends the numbers of one round; a context manager, called to write.
+  """Appends the numbers of one stage; a context manager, called to write.
 
   Lines of `metrics.jsonl` are {"round": m, "step": n, name: number, ...}. Each
-  round is a run of its own in `tensorboard/`, so that rounds can be compared.
+  stage is a run of its own in `tensorboard/`, so that rounds can be compared.
   Only process 0 writes. A store has no files that grow: they grow on the disk,
   and `sync` and `close` put them there.
 
   Args:
     workdir: of the run.
-    round_index: the round, -1 for pretraining.
-    step: updates of the round that are done. What an interrupted run wrote
+    label: what TensorBoard calls the stage.
+    number: `round` of its lines, larger than in stages before.
+    step: updates of the stage that are done. What an interrupted run wrote
       beyond them is removed.
   """
 
   def __init__(
-    self, workdir: str | pathlib.PurePath, round_index: int, step: int = 0
+    self,
+    workdir: str | pathlib.PurePath,
+    label: str,
+    number: int,
+    step: int = 0,
   ):
-    self._round = round_index
+    self._number = number
     self._workdir = paths.path(workdir)
     self._stack = contextlib.ExitStack()
     self._lines = self._board = None
@@ -41,11 +46,10 @@ class Writer:
         if (self._workdir / _NAME).exists():
           paths.get([(self._workdir / _NAME, self._here / _NAME)])
       path = self._here / _NAME
-      _keep_until(path, (round_index, step))
+      _keep_until(path, (number, step))
       self._lines = open(path, 'a', encoding='utf-8')  # noqa: SIM115
-      name = 'pretrain' if round_index < 0 else f'round_{round_index}'
       self._board = tensorboardX.SummaryWriter(
-        str(self._here / 'tensorboard' / name), purge_step=step + 1
+        str(self._here / 'tensorboard' / label), purge_step=step + 1
       )
 
   def __enter__(self):
@@ -62,7 +66,7 @@ class Writer:
       values: name -> finite number.
     """
     if self._lines:
-      line = {'round': self._round, 'step': step} | {
+      line = {'round': self._number, 'step': step} | {
         name: float(f'{value:.6g}') for name, value in values.items()
       }
       self._lines.write(json.dumps(line, allow_nan=False) + '\n')

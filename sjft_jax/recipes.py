@@ -1,7 +1,9 @@
 """Settings -> the optimiser and the step that a stage of training takes."""
 
 import functools
+from typing import NamedTuple
 
+import optax
 from ml_collections import FrozenConfigDict
 
 from sjft_jax import optim, train
@@ -22,79 +24,100 @@ def _cosine_schedule(c, rate, steps, of_round):
 SCHEDULES = {'step': _step_schedule, 'cosine': _cosine_schedule}
 
 
-def make(c, network, frozen, m, steps, mesh):
-  """The optimiser and the step of a stage of training.
+class Recipe(NamedTuple):
+  """How a stage of training learns.
 
-  Stages with equal settings in one process share what was compiled.
+  Attributes:
+    optimiser: turns a gradient into the change of the parameters.
+    schedule: the rate in it, by the update.
+    source_weight: of the source's cross-entropy.
+  """
+
+  optimiser: optax.GradientTransformation
+  schedule: optax.Schedule
+  source_weight: float
+
+
+def pretraining(c, frozen) -> Recipe:
+  """The recipe of pretraining.
+
+  Args:
+    c: every setting.
+    frozen: patterns of what stays as it is.
+  """
+  made = _pretraining(
+    FrozenConfigDict(c.pretrain), c.optim.momentum, tuple(frozen)
+  )
+  # There is no target: the weight would only be a factor of the rate.
+  return Recipe(*made, source_weight=1.0)
+
+
+def fine_tuning(c, frozen, steps, m) -> Recipe:
+  """The recipe of a round.
+
+  Args:
+    c: every setting.
+    frozen: patterns of what stays as it is.
+    steps: updates.
+    m: the round, from 0; distillation comes after the last.
+  """
+  factors = c.optim.round_factors
+  made = _fine_tuning(
+    FrozenConfigDict(c.optim),
+    factors[min(m, len(factors) - 1)],
+    tuple(frozen),
+    steps,
+    c.train.steps,
+  )
+  return Recipe(*made, c.train.source_weight)
+
+
+# Stages with equal settings in one process share what was compiled.
+@functools.lru_cache(maxsize=8)
+def _pretraining(c, momentum, frozen):
+  """(optimiser, schedule) of the settings of pretraining."""
+  schedule = optim.cosine_schedule(c.learning_rate, c.steps, c.warmup)
+  optimiser = optim.sgd(
+    schedule, momentum=momentum, weight_decay=c.weight_decay, frozen=frozen
+  )
+  return optimiser, schedule
+
+
+@functools.lru_cache(maxsize=8)
+def _fine_tuning(c, round_factor, frozen, steps, of_round):
+  """(optimiser, schedule) of the settings of the optimiser."""
+  rate = c.learning_rate * round_factor
+  schedule = SCHEDULES[c.schedule](c, rate, steps, of_round)
+  optimiser = optim.RULES[c.rule](
+    schedule,
+    momentum=c.momentum,
+    weight_decay=c.weight_decay,
+    frozen=frozen,
+    to_start=c.to_start,
+  )
+  return optimiser, schedule
+
+
+_make_step = functools.lru_cache(maxsize=8)(train.make_step)
+
+
+def step(c, network, recipe, mesh):
+  """The update of a stage, as of `train.make_step`.
 
   Args:
     c: every setting.
     network: a `TwoHeads`.
-    frozen: patterns of what stays as it is.
-    m: the round; -1 = pretraining.
-    steps: updates of the stage.
+    recipe: of the stage.
     mesh: the devices.
-
-  Returns:
-    (optax transformation, function as of `train.make_step`).
   """
-  factors = c.optim.round_factors
-  return _compiled(
+  return _make_step(
     network,
-    FrozenConfigDict(c.optim),
-    FrozenConfigDict(c.pretrain) if m < 0 else None,
-    tuple(frozen),
-    steps,
-    c.train.steps,
-    1.0 if m < 0 else factors[min(m, len(factors) - 1)],
-    c.train.target_weight,
-    # Of pretraining it would only be a factor of the rate.
-    1.0 if m < 0 else c.train.source_weight,
-    c.train.label_smoothing,
-    c.distill.temperature,
-    c.train.sharded,
+    recipe.optimiser,
+    recipe.schedule,
     mesh,
+    target_weight=c.train.target_weight,
+    source_weight=recipe.source_weight,
+    label_smoothing=c.train.label_smoothing,
+    temperature=c.distill.temperature,
+    sharded=c.train.sharded,
   )
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(
-  network,
-  c,
-  pretrain,
-  frozen,
-  steps,
-  of_round,
-  round_factor,
-  target_weight,
-  source_weight,
-  label_smoothing,
-  temperature,
-  sharded,
-  mesh,
-):
-  """(optimiser, step) of these settings, made once per process."""
-  settings = dict(momentum=c.momentum, frozen=frozen)
-  if pretrain is None:
-    settings['weight_decay'] = c.weight_decay
-    rate = c.learning_rate * round_factor
-    schedule = SCHEDULES[c.schedule](c, rate, steps, of_round)
-    rule, settings['to_start'] = optim.RULES[c.rule], c.to_start
-  else:
-    rule, settings['weight_decay'] = optim.sgd, pretrain.weight_decay
-    schedule = optim.cosine_schedule(
-      pretrain.learning_rate, pretrain.steps, pretrain.warmup
-    )
-  optimiser = rule(schedule, **settings)
-  step = train.make_step(
-    network,
-    optimiser,
-    schedule,
-    mesh,
-    target_weight=target_weight,
-    source_weight=source_weight,
-    label_smoothing=label_smoothing,
-    temperature=temperature,
-    sharded=sharded,
-  )
-  return optimiser, step

@@ -22,6 +22,7 @@ from sjft_jax import (
   search,
   streams,
   tables,
+  workdirs,
 )
 from sjft_jax import mesh as meshes
 from sjft_jax.data import datasets, preprocess
@@ -260,7 +261,7 @@ def reopen(workdir, mesh) -> Search:
   workdir = paths.path(workdir)
   directory = workdir / 'selection'
   stored = certificate.read(directory)
-  c = ConfigDict(files.read_json(workdir / 'config.json')['settings'])
+  c = workdirs.settings_of(workdir)
   target, _ = datasets.open_target(c.target, c.seed, testing=False)
   source = guard.remaining(datasets.open_pool(c.source), workdir)
   with files.opened(directory / 'neighbours.parquet') as file:

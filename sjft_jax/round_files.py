@@ -1,4 +1,4 @@
-"""The files of a round: what its network answered, and K by that.
+"""Where rounds lie and the files of one: what its network answered, K by that.
 
 rounds/<m>/ gets posteriors.npz, confusion.csv and budget.csv, in this order: a
 round that has the last one is finished. distilled/ has the first one, of the
@@ -14,9 +14,30 @@ from sjft_jax.ops import hardness
 
 # Where the network lies that stands for those of all rounds.
 DISTILLED = 'distilled'
+_ROUNDS = 'rounds'
 _POSTERIORS = 'posteriors.npz'
 _CONFUSION = 'confusion.csv'
 _BUDGET = 'budget.csv'
+
+
+def directory(workdir, m):
+  """The directory of a round.
+
+  Args:
+    workdir: path of the run.
+    m: the round, from 0.
+  """
+  return workdir / _ROUNDS / str(m)
+
+
+def directories(workdir) -> list:
+  """The directories of the rounds that have begun, by their number.
+
+  Args:
+    workdir: path of the run.
+  """
+  begun = (workdir / _ROUNDS).glob('[0-9]*')
+  return sorted(begun, key=lambda path: int(path.name))
 
 
 def finished(directory) -> bool:
@@ -106,17 +127,17 @@ def budget(directory, target) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
   Returns:
     (K in the round, int [q]; in the next one, int [q]; entropy of the answer in
-    nats, float [q], NaN where it is not known).
+    nats, float [q]).
   """
   place = {name: i for i, name in enumerate(target.ids.tolist())}
   k_q, next_k_q = np.zeros((2, len(target)), int)
-  entropy_q = np.full(len(target), np.nan)
+  entropy_q = np.zeros(len(target))
   with files.opened_text(directory / _BUDGET) as file:
     for row in csv.DictReader(file):
       i = place[row['target_id']]
       k_q[i] = int(row['k'])
-      next_k_q[i] = int(row.get('next_k') or row['k'])
-      entropy_q[i] = float(row.get('entropy') or np.nan)
+      next_k_q[i] = int(row['next_k'])
+      entropy_q[i] = float(row['entropy'])
   return k_q, next_k_q, entropy_q
 
 

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-from ml_collections import ConfigDict
 
-from sjft_jax import certificate, files, paths, progress, tables
+from sjft_jax import certificate, files, paths, progress, tables, workdirs
 from sjft_jax.data import datasets
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.errors import UserError
@@ -95,7 +94,7 @@ def load(workdir, k: int = 0) -> Selection:
       'Of a comparison, give one of its runs/<arm>-<seed>.'
     )
   certificate.read(path.parent)
-  settings = ConfigDict(files.read_json(workdir / 'config.json')['settings'])
+  settings = workdirs.settings_of(workdir)
   data = files.read_json(workdir / 'data.json')
   train, test = datasets.open_target(
     settings.target, settings.seed, testing=False

@@ -3,9 +3,16 @@
 import functools
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from sjft_jax import evaluate, files, learn, paths, round_files, selection
+from sjft_jax import (
+  evaluate,
+  files,
+  learn,
+  paths,
+  round_files,
+  selection,
+  workdirs,
+)
 from sjft_jax.errors import UserError
 
 
@@ -23,16 +30,15 @@ class Trained:
   def __init__(self, workdir, mesh):
     workdir = paths.path(workdir)
     self.classes = classes(workdir)
-    stored = files.read_json(workdir / 'config.json')['settings']
-    self.settings = ConfigDict(stored)
+    self.settings = workdirs.settings_of(workdir)
     data = files.read_json(workdir / 'data.json')
     source = data.get('source', {}).get('classes', ())
     kept = files.read_json(workdir / selection.SOURCE_CLASSES, source)
     self._learner = learn.Learner(
       self.settings, len(self.classes), len(kept), mesh, workdir
     )
-    rounds = (workdir / 'rounds' / str(m) for m in range(self.settings.rounds))
-    self._rounds = list(filter(round_files.finished, rounds))
+    begun = round_files.directories(workdir)
+    self._rounds = list(filter(round_files.finished, begun))
     if not self.settings.rounds:
       raise UserError(
         f'{workdir} holds a selection alone (rounds=0), so there is no network '

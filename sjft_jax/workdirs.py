@@ -8,6 +8,7 @@ import re
 import time
 
 import jax
+from ml_collections import ConfigDict
 
 from sjft_jax import files, paths, processes
 from sjft_jax.errors import UserError
@@ -108,7 +109,7 @@ def claim(workdir, settings):
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'--workdir must be a directory; {workdir} is a file.')
   if config.exists():
-    stored = _stored(config)
+    stored = settings_of(workdir).to_dict()
     changed = _changes(stored, settings)
     if not changed:
       return _shown(stored) != _shown(settings)
@@ -139,14 +140,21 @@ def claim(workdir, settings):
   return False
 
 
-def _stored(config):
-  """The settings in a run's config.json."""
+def settings_of(workdir) -> ConfigDict:
+  """Every setting of the run in a directory, as its config.json has them.
+
+  Args:
+    workdir: the directory.
+
+  Raises:
+    UserError: if it has no config.json, or one of something else.
+  """
+  config = paths.path(workdir) / 'config.json'
   try:
-    return files.read_json(config)['settings']
+    return ConfigDict(dict(files.read_json(config, {})['settings']))
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f'{config} is not the config.json of a run. Choose a new or empty '
-      '--workdir.'
+      f'{config} is not the config.json of a run. Choose another --workdir.'
     ) from error
 
 

@@ -46,7 +46,7 @@ LAYERS = [
   ['report.galleries', 'report.mistakes', 'report.near', 'report.run'],
   ['report.comparison', 'report.summary'],
   ['report.pages'],
-  ['rounds', 'trained'],
+  ['preflight', 'outcome', 'rounds', 'trained'],
   ['intervals', 'tuning', 'arms'],
   ['experiment'],
   ['main'],

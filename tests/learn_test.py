@@ -69,7 +69,9 @@ def trained(tmp_path, rounds=1, selected=True, **changes):
     with contextlib.suppress(FileExistsError):
       directory.mkdir(parents=True)
     found.append(
-      learner.fine_tune(found[-1], target, pool, drawn, None, m, directory)
+      learner.fine_tune(
+        found[0], found[-1], target, pool, drawn, None, m, directory
+      )
     )
   return learner, *map(jax.device_get, found)
 
@@ -96,7 +98,9 @@ def test_a_student_comes_nearer_to_its_teachers(tmp_path, source):
   target, pool = images('t', 16), images('s', 24)
   drawn = candidates(16, 24) if source else None
   directory = tmp_path / 'distilled'
-  after = learner.distil(before, teachers, target, pool, drawn, directory)
+  after = learner.distil(
+    before, before, teachers, target, pool, drawn, directory
+  )
 
   def answers(variables):
     return learner.posteriors(variables, target, 'centre', 'asked')
@@ -146,7 +150,7 @@ def test_l2_sp_decays_to_where_the_first_round_began(tmp_path):
   for m, distance in enumerate((0.5, 0.25)):
     directory = tmp_path / 'rounds' / str(m)
     moved = learner.fine_tune(
-      moved, target, pool, candidates(16, 24), None, m, directory
+      start, moved, target, pool, candidates(16, 24), None, m, directory
     )
     jax.tree.map(
       lambda a, b, d=distance: np.testing.assert_allclose(a - b, d, atol=1e-5),
@@ -226,8 +230,7 @@ def test_pretraining_decays_by_a_weight_of_its_own():
 
   def update(**changes):
     c = settings(pretrain__steps=2, pretrain__warmup=0, **changes)
-    devices = mesh.make(jax.devices()[:1])
-    optimiser, _ = recipes.make(c, None, (), -1, c.pretrain.steps, devices)
+    optimiser = recipes.pretraining(c, ()).optimiser
     start = jax.jit(optimiser.init)(params)
     return jax.jit(optimiser.update)(params, start, params)[0]
 

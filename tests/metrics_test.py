@@ -13,7 +13,7 @@ def keys(workdir):
 
 
 def write(workdir, m, steps, first=0):
-  with metrics.Writer(workdir, m, first) as writer:
+  with metrics.Writer(workdir, f'stage_{m}', m, first) as writer:
     for step in steps:
       writer(step, {'loss': step / 3})
 
@@ -48,16 +48,16 @@ def test_a_line_cut_by_a_kill_is_removed(tmp_path):
 
 
 def test_lines_are_there_while_the_round_goes_on(tmp_path):
-  with metrics.Writer(tmp_path, 0) as writer:
+  with metrics.Writer(tmp_path, 'stage_0', 0) as writer:
     writer(1, {'loss': 1.0})
     assert keys(tmp_path) == [(0, 1)]
 
 
-def test_every_round_is_a_run_in_tensorboard(tmp_path):
-  for m in (-1, 0, 1):
+def test_every_stage_is_a_run_in_tensorboard(tmp_path):
+  for m in (0, 1):
     write(tmp_path, m, [1])
   board = tmp_path / 'tensorboard'
-  assert {p.name for p in board.iterdir()} == {'pretrain', 'round_0', 'round_1'}
+  assert {p.name for p in board.iterdir()} == {'stage_0', 'stage_1'}
   for run in board.iterdir():
     (events,) = run.iterdir()
     assert b'loss' in events.read_bytes()
@@ -66,7 +66,7 @@ def test_every_round_is_a_run_in_tensorboard(tmp_path):
 def test_in_a_store_a_kill_takes_no_line_from_before_a_checkpoint(bucket):
   run = paths.path('gs://b/run')
   write(run, 0, [1, 2])
-  killed = metrics.Writer(run, 1)
+  killed = metrics.Writer(run, 'stage_1', 1)
   killed(1, {'loss': 1.0})
   killed.sync()
   killed(2, {'loss': 1.0})
@@ -74,7 +74,7 @@ def test_in_a_store_a_kill_takes_no_line_from_before_a_checkpoint(bucket):
   write(run, 1, [2, 3], first=1)
   assert keys(run) == [(0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]
   names = [name for name, _ in paths.below(run / 'tensorboard')]
-  assert {name.partition('/')[0] for name in names} == {'round_0', 'round_1'}
+  assert {name.partition('/')[0] for name in names} == {'stage_0', 'stage_1'}
   killed.close()
 
 

@@ -5,18 +5,22 @@ from configs import default
 from sjft_jax import recipes
 
 
-def test_distillation_drops_by_its_own_length(monkeypatch):
-  c, found = default.get_config(), []
-  c.rounds, c.distill.steps = 2, 40
-  monkeypatch.setattr(
-    recipes.optim, 'step_schedule', lambda *args: found.append(args[1])
-  )
-  monkeypatch.setattr(
-    recipes.train, 'make_step', lambda *args, **settings: None
-  )
-  for m, steps in ((0, c.train.steps), (c.rounds, c.distill.steps)):
-    recipes.make(c, 'a network', (), m, steps, 'a mesh')
-  assert found == [[2400], [24]]
+def test_a_recipe_drops_by_its_own_length():
+  c = default.get_config()
+  for m, steps, drop in ((0, c.train.steps, 2400), (2, 40, 24)):
+    rate = recipes.fine_tuning(c, (), steps, m).schedule
+    assert rate(drop) == pytest.approx(c.optim.factor * rate(drop - 1))
+    assert rate(drop - 1) == rate(0) == pytest.approx(c.optim.learning_rate)
+
+
+def test_stages_with_equal_settings_are_compiled_once():
+  c = default.get_config()
+  c.pretrain.steps, c.optim.round_factors = 30, (1.0, 0.5)
+  first, second, third = (recipes.fine_tuning(c, (), 9, m) for m in range(3))
+  assert first != second
+  assert second == third
+  assert second != recipes.fine_tuning(c, ('source_head',), 9, 1)
+  assert recipes.pretraining(c, ()) == recipes.pretraining(c, ())
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def write(directory):
 
 @pytest.mark.parametrize('root', ['', 's3://b/run'])
 def test_a_round_comes_back(tmp_path, bucket, root):
-  directory = paths.path(root or tmp_path) / 'rounds' / '0'
+  directory = round_files.directory(paths.path(root or tmp_path), 0)
   assert not round_files.finished(directory)
   write(directory)
   assert round_files.finished(directory)
@@ -57,6 +57,17 @@ def test_a_round_comes_back(tmp_path, bucket, root):
   classes, count_cc = round_files.confusion(directory)
   assert tuple(classes) == TARGET.classes
   assert count_cc.tolist() == [[1, 1], [0, 2]]
+
+
+@pytest.mark.parametrize('root', ['', 's3://b/run'])
+def test_rounds_are_in_order_of_their_number(tmp_path, bucket, root):
+  workdir = paths.path(root or tmp_path)
+  assert round_files.directories(workdir) == []
+  for m in (10, 0, 9):
+    write(round_files.directory(workdir, m))
+  found = round_files.directories(workdir)
+  assert found == [round_files.directory(workdir, m) for m in (0, 9, 10)]
+  assert [path.name for path in found] == ['0', '9', '10']
 
 
 def test_a_round_whose_files_end_early_is_not_finished(tmp_path, monkeypatch):

@@ -18,7 +18,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import folders
-from sjft_jax import experiment, learn, mesh, paths, round_files, rounds
+from sjft_jax import (
+  experiment,
+  export,
+  learn,
+  mesh,
+  paths,
+  predict,
+  preflight,
+  round_files,
+  rounds,
+  verify,
+)
+from sjft_jax.command import guarded
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
 from sjft_jax.models import weight_files
@@ -167,6 +179,11 @@ def test_a_run_leaves_what_the_readme_says(finished):
     (finished / 'selection' / 'certificate.json').read_text()
   )
   assert certificate['source_images_seen'] == certificate['source_images']
+  stages = {path.name for path in (finished / 'tensorboard').iterdir()}
+  assert stages == {'pretrain', 'round_0', 'round_1', 'distilled'}
+  lines = (finished / 'metrics.jsonl').read_text().splitlines()
+  last = {row['round']: row['step'] for row in map(json.loads, lines)}
+  assert list(last.items()) == [(-1, 4), (0, 4), (1, 4), (2, 3)]
 
 
 def test_the_page_shows_what_the_run_found(finished):
@@ -332,6 +349,22 @@ def test_predictions_name_every_image(data, finished, tmp_path):
   assert '1 of 3 images could not be read' in done.stderr
 
 
+@pytest.mark.parametrize(
+  ('module', 'arguments'),
+  [(predict, ['.']), (export, ['--to=csv', 'out']), (verify, [])],
+)
+def test_a_config_of_another_kind_is_one_line_and_exit_code_2(
+  data, finished, tmp_path, monkeypatch, capsys, module, arguments
+):
+  shutil.copytree(finished, tmp_path / 'run')
+  (tmp_path / 'run' / 'config.json').write_text('{"compilerOptions": {}}')
+  monkeypatch.chdir(data / 'test')
+  given = ['-', f'--workdir={tmp_path / "run"}', *arguments]
+  assert guarded(module._work, given) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'run/config.json is not the config.json of a run' in line
+
+
 def test_a_refused_start_can_be_mended_in_its_workdir(data, tmp_path):
   workdir = tmp_path / 'run'
   refusal(data, workdir, **{'budget.maximum': 500})
@@ -463,7 +496,7 @@ def test_a_selection_alone_has_no_batches(data, tmp_path):
   c.train.target_batch = c.train.source_batch = 5
   c.train.most_per_label = 1
   train, test = datasets.open_target(c.target, c.seed)
-  rounds._check(c, train, test, mesh.make(), tmp_path)
+  preflight.check(c, train, test, mesh.make(), tmp_path)
 
 
 def test_one_class_alone_is_refused(data, tmp_path, monkeypatch):
@@ -505,7 +538,7 @@ class Answering(learn.Learner):
   def start(self, pool, directory, donors=()):
     """Needs no weights."""
 
-  def fine_tune(self, weights, target, *others):
+  def fine_tune(self, *arguments):
     """Learns nothing."""
 
   def posteriors(self, variables, dataset, views, label):

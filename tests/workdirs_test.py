@@ -98,6 +98,20 @@ def test_another_programs_config_is_refused_and_left_alone(tmp_path, text):
   assert (tmp_path / 'config.json').read_text() == text
 
 
+def test_settings_come_back(tmp_path):
+  workdirs.claim(tmp_path, SETTINGS)
+  c = workdirs.settings_of(tmp_path)
+  assert (c.seed, c.optim.boundaries) == (0, [1, 2])
+
+
+@pytest.mark.parametrize('text', ['{"name": "x"}', '{"settings": null}', None])
+def test_settings_of_something_else_are_refused(tmp_path, text):
+  if text:
+    (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(UserError, match=r'not the config\.json of a run'):
+    workdirs.settings_of(tmp_path)
+
+
 def test_files_of_somebody_else_are_refused_and_left_alone(tmp_path):
   (tmp_path / 'thesis.tex').write_text('mine')
   with pytest.raises(UserError, match=r'no config\.json'):

@@ -83,17 +83,16 @@ def losses(
   # By round and step, so that the lines of a resumed run replace those it
   # had already written.
   rows = {
-    (r.get('round', -1), r['step']): r
+    (r['round'], r['step']): r
     for r in json_lines(path)
-    if 'step' in r and (pretraining or r.get('round', -1) >= 0)
+    if pretraining or r['round'] >= 0
   }
   names = dict.fromkeys(k for row in rows.values() for k in row)
   points = {name: [] for name in names if 'loss' in name}
   done, starts, last = 0, [], None
   for m, step in sorted(rows):
     if last and m != last[0]:
-      # A round may count its steps from the start or from its own.
-      done += last[1] if step <= last[1] else 0
+      done += last[1]
       starts.append(done + step)
     last = m, step
     for name in points:

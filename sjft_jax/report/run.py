@@ -26,9 +26,7 @@ def context(workdir, target, source) -> dict:
   settings = config.get('settings', {})
   rounds = results.get('rounds', [])
   lent = rounds[-1] if rounds else results.get('selection', {})
-  folders = sorted(
-    (workdir / 'rounds').glob('[0-9]*'), key=lambda path: int(path.name)
-  )
+  folders = round_files.directories(workdir)
   budgets = [
     round_files.budget(folder, target)
     for folder in filter(round_files.finished, folders)

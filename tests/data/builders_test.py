@@ -65,6 +65,7 @@ def caltech256(manual_dir):
 
 def indoor67(manual_dir):
   names = [f'{c}/{n}.jpg' for c in indoor67_dataset_builder.NAMES for n in 'ad']
+  names[names.index('mall/a.jpg')] = 'mall/shopping mall.jpg'
   rows = {name: (name.partition('/')[0], picture()) for name in names}
   content = {f'Images/{name}': data for name, (_, data) in rows.items()}
   content['Images/bar/in no list.jpg'] = picture()

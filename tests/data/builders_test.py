@@ -344,35 +344,133 @@ def test_a_spoilt_archive_gets_one_clear_line(written, tmp_path, spoil):
   assert not builder.is_prepared()
 
 
+def _members(path):
+  """{name: bytes} of an archive."""
+  if path.suffix == '.zip':
+    with zipfile.ZipFile(path) as archive:
+      return {n: archive.read(n) for n in archive.namelist()}
+  with tarfile.open(path) as archive:
+    return {m.name: archive.extractfile(m).read() for m in archive}
+
+
+def _write(path, content):
+  if path.suffix != '.zip':
+    return write_tar(path, content)
+  with zipfile.ZipFile(path, 'w') as archive:
+    for name, data in content.items():
+      archive.writestr(name, data)
+  return None
+
+
 def test_an_archive_that_lacks_an_image_is_refused(written, tmp_path):
   name, _, manual_dir = written
-  kind = zipfile if name == 'tiny_imagenet' else tarfile
   archive = max(manual_dir.iterdir(), key=lambda path: path.stat().st_size)
-  if kind is zipfile:
-    with zipfile.ZipFile(archive) as file:
-      content = {n: file.read(n) for n in file.namelist()}
-    content.pop('tiny-imagenet-200/val/images/val_3.JPEG')
-    with zipfile.ZipFile(archive, 'w') as file:
-      for key, data in content.items():
-        file.writestr(key, data)
-  else:
-    with tarfile.open(archive) as file:
-      content = {m.name: file.extractfile(m).read() for m in file}
-    if name == 'imagenet2012':
-      content.pop('n01440764.tar')
-    lost = {
-      'caltech256': '256_ObjectCategories/056.dog/056_0003.jpg',
-      'indoor67': 'Images/winecellar/d.jpg',
-      'oxford_flowers102': 'jpg/image_00001.jpg',
-      'places365_small': 'data_256/y/youth_hostel/00000001.jpg',
-      'stanford_dogs': 'Images/n00000119-Breed_119/n00000119_7.jpg',
-      'places205': 'data/vision/torralba/deeplearning/images256/y/yard/'
-      'gsun_s.jpg',
-    }
-    content.pop(lost.get(name), None)
-    write_tar(archive, content)
+  lost = {
+    'caltech256': '256_ObjectCategories/056.dog/056_0003.jpg',
+    'imagenet2012': 'n01440764.tar',
+    'indoor67': 'Images/winecellar/d.jpg',
+    'oxford_flowers102': 'jpg/image_00001.jpg',
+    'places365_small': 'data_256/y/youth_hostel/00000001.jpg',
+    'stanford_dogs': 'Images/n00000119-Breed_119/n00000119_7.jpg',
+    'places205': 'data/vision/torralba/deeplearning/images256/y/yard/'
+    'gsun_s.jpg',
+    'tiny_imagenet': 'tiny-imagenet-200/val/images/val_3.JPEG',
+  }
+  content = _members(archive)
+  content.pop(lost[name])
+  _write(archive, content)
   with pytest.raises(UserError, match='incomplete'):
     prepare.prepare(name, tmp_path / 'data', manual_dir)
+
+
+def _of_lists(part, change):
+  """Changes the text of those members of an archive whose names hold `part`."""
+
+  def spoil(path):
+    content = _members(path)
+    _write(path, {k: change(v) if part in k else v for k, v in content.items()})
+
+  return spoil
+
+
+def _without(part):
+  def spoil(path):
+    content = _members(path)
+    _write(path, {k: v for k, v in content.items() if part not in k})
+
+  return spoil
+
+
+def _put(old, new):
+  return lambda text: text.replace(old, new)
+
+
+def _header(central, local, value):
+  """Sets a byte of all headers of a zip, before and behind the members."""
+
+  def spoil(path):
+    data = bytearray(path.read_bytes())
+    for mark, byte in ((b'PK\1\2', central), (b'PK\3\4', local)):
+      at = -1
+      while (at := data.find(mark, at + 1)) >= 0:
+        data[at + byte] = value
+    path.write_bytes(data)
+
+  return spoil
+
+
+def _numbers(**change):
+  def spoil(path):
+    arrays = {k: v for k, v in scipy.io.loadmat(path).items() if k[0] != '_'}
+    for key, add in change.items():
+      arrays[key] = arrays[key].astype(int) + add
+    path.write_bytes(mat_bytes(**arrays))
+
+  return spoil
+
+
+PLACES_LISTS = 'trainvalsplit_places205.tar.gz'
+TINY = 'tiny-imagenet-200.zip'
+
+
+@pytest.mark.parametrize(
+  ('written', 'file', 'spoil'),
+  [
+    ('places205', PLACES_LISTS, _of_lists('', _put(b' ', b'_'))),
+    ('places205', PLACES_LISTS, _of_lists('', _put(b' ', b','))),
+    ('places205', PLACES_LISTS, _of_lists('', lambda v: b'\xff' + v)),
+    ('places205', PLACES_LISTS, _of_lists('', _put(b' 2', b' 7'))),
+    ('places205', PLACES_LISTS, _of_lists('/v', _put(b' 2', b' 3'))),
+    ('tiny_imagenet', TINY, _without('val_annotations')),
+    ('tiny_imagenet', TINY, _of_lists('val_a', lambda v: v.split(b'\n', 1)[1])),
+    ('tiny_imagenet', TINY, _of_lists('val_a', lambda v: b'<html>x</html>\n')),
+    ('tiny_imagenet', TINY, _of_lists('val_a', lambda v: b'\xff\xfe')),
+    ('tiny_imagenet', TINY, _of_lists('val_a', _put(b'l_0', b'l_9'))),
+    ('tiny_imagenet', TINY, _of_lists('val_a', _put(b'n0', b'm0'))),
+    ('tiny_imagenet', TINY, _of_lists('wnids', lambda v: b'n1\nn2\n')),
+    ('tiny_imagenet', TINY, _of_lists('wnids', lambda v: b'n1\nn1\n')),
+    ('tiny_imagenet', TINY, _header(8, 6, 1)),  # Encrypted.
+    ('tiny_imagenet', TINY, _header(10, 8, 9)),  # Deflate64.
+    ('oxford_flowers102', 'setid.mat', _numbers(tstid=300)),
+    ('oxford_flowers102', 'setid.mat', _numbers(tstid=-1)),
+    ('oxford_flowers102', 'imagelabels.mat', _numbers(labels=1)),
+    ('places365_small', 'filelist_places365-standard.tar',
+     _of_lists('val', _put(b' 364', b' 365'))),
+    ('stanford_dogs', 'lists.tar',
+     _of_lists('test', _put(b'-Breed_7/', b'-breeD_X/'))),
+  ],
+  indirect=['written'],
+)  # fmt: skip
+def test_a_list_that_is_none_gets_one_clear_line(
+  written, tmp_path, file, spoil
+):
+  name, _, manual_dir = written
+  spoil(manual_dir / file)
+  with pytest.raises(UserError, match='et it again') as e:
+    prepare.prepare(name, tmp_path / 'data', manual_dir)
+  assert str(manual_dir / file) in str(e.value)
+  assert '\n' not in str(e.value)
+  assert not [p for p in (tmp_path / 'data').rglob('*') if p.is_file()]
 
 
 class Killed(BaseException):

@@ -1,5 +1,6 @@
 """Each builder on a tiny archive in the layout of the original."""
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -17,7 +18,7 @@ import scipy.io
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sjft_jax import prepare
+from sjft_jax import files, prepare
 from sjft_jax.data import datasets, recorded, tfds_sets
 from sjft_jax.data.builders import archives
 from sjft_jax.data.builders.indoor67 import indoor67_dataset_builder
@@ -543,6 +544,75 @@ def test_a_kill_while_a_set_gets_its_name_loses_nothing(
   assert shards == {
     p.name: p.stat().st_mtime_ns for p in data.rglob('*array_record*')
   }
+
+
+def test_two_preparations_of_a_set_are_not_at_work_at_once(
+  small_caltech, monkeypatch
+):
+  data, manual = small_caltech
+  write, came = recorded.write_metadata, []
+
+  def second(*args, **about):
+    with pytest.raises(UserError, match='Another prepare is at work on') as e:
+      prepare.prepare('caltech256', data, manual)
+    came.append(str(e.value))
+    return write(*args, **about)
+
+  monkeypatch.setattr(recorded, 'write_metadata', second)
+  assert prepare.prepare('caltech256', data, manual)['train'][0] == 9
+  assert len(came) == 1
+  assert str(data / 'caltech256') in came[0]
+  assert '\n' not in came[0]
+
+
+def test_a_set_that_another_process_has_just_prepared_is_taken(
+  small_caltech, monkeypatch
+):
+  data, manual = small_caltech
+  locked = files.locked
+
+  @contextlib.contextmanager
+  def late(*args):
+    with monkeypatch.context() as patch:
+      patch.setattr(files, 'locked', locked)
+      prepare.prepare('caltech256', data, manual)
+    with locked(*args):
+      yield
+
+  monkeypatch.setattr(files, 'locked', late)
+  assert prepare.prepare('caltech256', data, manual)['train'][0] == 9
+
+
+def test_a_file_of_images_is_on_the_disk_before_it_has_its_name(
+  small_caltech, monkeypatch
+):
+  synced = set()
+  fsync, replace = os.fsync, os.replace
+
+  def noted(number):
+    fsync(number)
+    synced.add(os.fstat(number).st_ino)
+
+  def named(old, new):
+    assert os.stat(old).st_ino in synced
+    replace(old, new)
+    if 'array_record' in str(new):
+      shards.append(new)
+
+  shards = []
+  monkeypatch.setattr(os, 'fsync', noted)
+  monkeypatch.setattr(os, 'replace', named)
+  prepare.prepare('caltech256', *small_caltech)
+  assert len(shards) == 5
+
+
+@pytest.mark.parametrize('place', ['file', 'file/below', '/proc/none'])
+def test_a_place_for_no_set_gets_one_clear_line(small_caltech, tmp_path, place):
+  (tmp_path / 'file').write_text('x')
+  _, manual = small_caltech
+  with pytest.raises(UserError, match='--data_dir needs a directory') as e:
+    prepare.prepare('caltech256', tmp_path / place, manual)
+  assert '\n' not in str(e.value)
 
 
 @pytest.mark.parametrize('number', [errno.EIO, errno.ESTALE, errno.EACCES])

@@ -17,7 +17,7 @@ import sys
 from absl import logging
 
 from sjft_jax import command, files, paths
-from sjft_jax.data import datasets
+from sjft_jax.data import datasets, tfds_sets
 from sjft_jax.errors import UserError
 
 NAMES = (
@@ -64,15 +64,19 @@ def prepare(
     UserError: if there is no such set, or an archive is missing, damaged,
       incomplete or another; no file of it is left in data_dir then. If one
       cannot be read now; what was written is kept then. If data_dir cannot be
-      made, or another process prepares the set there.
+      made, another process prepares the set there, or what is there is damaged.
   """
   data_dir = paths.on_disk(data_dir, '--data_dir: array_record files')
   if manual_dir is not None:
     manual_dir = paths.on_disk(manual_dir, '--manual_dir: archives')
-  builder = builder_class(name)(
-    data_dir=str(data_dir), file_format='array_record'
-  )
+  with tfds_sets.whole(name, data_dir):
+    builder = builder_class(name)(
+      data_dir=str(data_dir), file_format='array_record'
+    )
+  directory = pathlib.Path(builder.data_dir)
   if not builder.is_prepared():
+    if directory.exists():
+      raise tfds_sets.damaged(name, directory, 'without dataset_info.json')
     need = ' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
     if manual_dir is None or not any(manual_dir.glob('*')):
       came = 'none was given'
@@ -81,7 +85,7 @@ def prepare(
       raise UserError(
         f'--manual_dir needs a directory with the archives; {came}. {need}'
       )
-    with _alone(pathlib.Path(builder.data_dir).parent):
+    with _alone(directory.parent):
       # Another process may have been ready between the two looks.
       if not builder.is_prepared():
         _write(builder, manual_dir, digests)

@@ -68,7 +68,7 @@ def write_split(
         bar.update()
       if not written:
         writer.close()
-        # A name must not outlive a power cut that its content does not.
+        # After a power cut a name must not stand without its content.
         with open(beside, 'rb+') as file:
           os.fsync(file.fileno())
         os.replace(beside, path)

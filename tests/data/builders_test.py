@@ -18,7 +18,7 @@ import scipy.io
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sjft_jax import files, prepare
+from sjft_jax import files, prepare, progress
 from sjft_jax.data import datasets, recorded, tfds_sets
 from sjft_jax.data.builders import archives
 from sjft_jax.data.builders.indoor67 import indoor67_dataset_builder
@@ -604,6 +604,39 @@ def test_a_file_of_images_is_on_the_disk_before_it_has_its_name(
   monkeypatch.setattr(os, 'replace', named)
   prepare.prepare('caltech256', *small_caltech)
   assert len(shards) == 5
+
+
+@pytest.mark.parametrize('name', ['dataset_info.json', 'array_record-00003'])
+@pytest.mark.parametrize('spoil', [_cut, pathlib.Path.unlink])
+def test_a_damaged_set_is_not_taken_for_a_prepared_one(
+  small_caltech, name, spoil
+):
+  data, manual = small_caltech
+  prepare.prepare('caltech256', data, manual)
+  (path,) = (p for p in data.rglob('*') if name in p.name)
+  spoil(path)
+  with pytest.raises(UserError, match=r'256 in .* is damaged or inc') as e:
+    prepare.prepare('caltech256', data, manual)
+  assert 'remove it and prepare it again' in str(e.value)
+  assert '\n' not in str(e.value)
+
+
+def test_passes_over_an_archive_show_how_far_they_are(
+  small_caltech, monkeypatch
+):
+  bar, bars = progress.bar, []
+
+  def noted(*args, **settings):
+    bars.append(bar(*args, **settings))
+    return bars[-1]
+
+  monkeypatch.setattr(progress, 'bar', noted)
+  prepare.prepare('caltech256', *small_caltech)
+  assert [(bar.desc, bar.n, bar.total) for bar in bars] == [
+    ('classes of caltech256', 9, 9),
+    ('caltech256 train', 9, 9),
+    ('list caltech256/1.0.0 train', 9, 9),
+  ]
 
 
 @pytest.mark.parametrize('place', ['file', 'file/below', '/proc/none'])

@@ -21,6 +21,11 @@ import numpy as np
 from sjft_jax import paths
 from sjft_jax.errors import UserError
 
+try:
+  import fcntl
+except ModuleNotFoundError:  # Windows has none.
+  fcntl = None
+
 # Between two looks for a file of another process; every look at a store is
 # a request that is paid for.
 POLL_SECONDS = 0.2
@@ -89,6 +94,36 @@ def building(directory, last: str):
   except BaseException:
     shutil.rmtree(beside, ignore_errors=True)
     raise
+
+
+@contextlib.contextmanager
+def locked(directory: pathlib.Path, busy: str):
+  """Keeps other processes of this machine out of a directory for the block.
+
+  Where the system or the file system knows no locks, nobody is kept out.
+
+  Args:
+    directory: of a disk.
+    busy: what to say where another process is in it.
+
+  Raises:
+    UserError: if one is.
+  """
+  if fcntl is None:
+    yield
+    return
+  # The directory itself: no file is left, and none has to be looked after.
+  handle = os.open(directory, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(busy) from error
+    except OSError:
+      pass  # A file system without locks.
+    yield
+  finally:
+    os.close(handle)
 
 
 def _beside(path):

@@ -8,6 +8,7 @@ archives cannot be read for a while, goes on after the last file of 5,000 images
 that it wrote.
 """
 
+import contextlib
 import importlib
 import pathlib
 import shutil
@@ -16,7 +17,7 @@ import sys
 from absl import logging
 
 from sjft_jax import command, files, paths
-from sjft_jax.data import datasets
+from sjft_jax.data import datasets, tfds_sets
 from sjft_jax.errors import UserError
 
 NAMES = (
@@ -61,16 +62,21 @@ def prepare(
 
   Raises:
     UserError: if there is no such set, or an archive is missing, damaged,
-      incomplete or another; nothing is left in data_dir then. If one cannot be
-      read now; what was written is kept then.
+      incomplete or another; no file of it is left in data_dir then. If one
+      cannot be read now; what was written is kept then. If data_dir cannot be
+      made, another process prepares the set there, or what is there is damaged.
   """
   data_dir = paths.on_disk(data_dir, '--data_dir: array_record files')
   if manual_dir is not None:
     manual_dir = paths.on_disk(manual_dir, '--manual_dir: archives')
-  builder = builder_class(name)(
-    data_dir=str(data_dir), file_format='array_record'
-  )
+  with tfds_sets.whole(name, data_dir):
+    builder = builder_class(name)(
+      data_dir=str(data_dir), file_format='array_record'
+    )
+  directory = pathlib.Path(builder.data_dir)
   if not builder.is_prepared():
+    if directory.exists():
+      raise tfds_sets.damaged(name, directory, 'without dataset_info.json')
     need = ' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
     if manual_dir is None or not any(manual_dir.glob('*')):
       came = 'none was given'
@@ -79,7 +85,10 @@ def prepare(
       raise UserError(
         f'--manual_dir needs a directory with the archives; {came}. {need}'
       )
-    _write(builder, manual_dir, digests)
+    with _alone(directory.parent):
+      # Another process may have been ready between the two looks.
+      if not builder.is_prepared():
+        _write(builder, manual_dir, digests)
   found = {}
   for split in builder.COUNTS:
     spec = {'kind': 'tfds', 'name': name, 'dir': str(data_dir), 'split': split}
@@ -92,6 +101,25 @@ def prepare(
       f' {counts}: remove it and prepare it again.'
     )
   return found
+
+
+@contextlib.contextmanager
+def _alone(directory):
+  """Makes the directory of a set, and keeps other processes out of it."""
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(
+      f'--data_dir needs a directory, or a place where one can be made;'
+      f' {directory} cannot be made ({e.strerror}): name another.'
+    ) from e
+  busy = (
+    f'Another prepare is at work on {directory}: wait for it, or stop it. Then'
+    ' give the command again.'
+  )
+  # Of this machine; two that write the same files would spoil both.
+  with files.locked(directory, busy):
+    yield
 
 
 def _write(builder, manual_dir, digests):

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import json
-import os
 import re
 import time
 
@@ -12,11 +11,6 @@ from ml_collections import ConfigDict
 
 from sjft_jax import files, paths, processes
 from sjft_jax.errors import UserError
-
-try:
-  import fcntl
-except ModuleNotFoundError:  # Windows has none.
-  fcntl = None
 
 # These cannot change a result, so a resumed run may change them.
 FREE = frozenset(
@@ -64,26 +58,16 @@ def held(workdir):
     UserError: if another process holds it.
   """
   workdir = paths.path(workdir)
-  if fcntl is None or paths.in_store(workdir) or workdir.is_file():
+  if paths.in_store(workdir) or workdir.is_file():
     yield
     return
   workdir.mkdir(parents=True, exist_ok=True)
-  # The directory itself: no file is left, and none has to be looked after.
-  handle = os.open(workdir, os.O_RDONLY)
-  try:
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    os.close(handle)
-    raise UserError(
-      f'{workdir} is in use: another process runs the command there. Wait '
-      'until it ends, or end it.'
-    ) from error
-  except OSError:
-    pass  # A file system without locks.
-  try:
+  busy = (
+    f'{workdir} is in use: another process runs the command there. Wait until '
+    'it ends, or end it.'
+  )
+  with files.locked(workdir, busy):
     yield
-  finally:
-    os.close(handle)
 
 
 def claim(workdir, settings):

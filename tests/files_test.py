@@ -1,4 +1,5 @@
 import csv
+import errno
 import os
 import subprocess
 import sys
@@ -102,3 +103,21 @@ def test_a_value_that_is_missing_is_the_default_where_one_is_given(tmp_path):
     files.read_json(tmp_path / 'none.json')
   files.write_json(tmp_path / 'null.json', None)
   assert files.read_json(tmp_path / 'null.json', 1) is None
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_keeps_nobody_out(
+  tmp_path, monkeypatch, number
+):
+  def flock(*args):
+    raise OSError(number, os.strerror(number))
+
+  with files.locked(tmp_path, 'busy'):
+    with (
+      pytest.raises(UserError, match='busy'),
+      files.locked(tmp_path, 'busy'),
+    ):
+      pytest.fail('two hold it')
+    monkeypatch.setattr(files.fcntl, 'flock', flock)
+    with files.locked(tmp_path, 'busy'):
+      pass

@@ -33,7 +33,9 @@ _STEP = 4096  # bytes, the least that zipfile reads at a time
 # fields.
 _LOCAL = 30
 _LOCAL_MOST = _LOCAL + 2 * (2**16 - 1)
-_DAMAGE = (
+# What a reader of archives raises for one that is damaged, or of a kind that it
+# does not read.
+DAMAGE = (
   zipfile.BadZipFile,
   tarfile.TarError,
   zlib.error,
@@ -94,7 +96,7 @@ def load(path, setting: str) -> Pack:
   opener = _zip if path.name.lower().endswith('.zip') else _tar
   try:
     members, folders, left, read = opener(path, setting)
-  except _DAMAGE as e:
+  except DAMAGE as e:
     if fault := paths.cause(e):
       raise paths.unreadable(f'{setting}: {path}', fault) from e
     _refuse_misnamed(path, setting)
@@ -118,7 +120,7 @@ def load(path, setting: str) -> Pack:
     paths.refuse_large(size)
     try:
       data = read(where, size)
-    except _DAMAGE as e:
+    except DAMAGE as e:
       if fault := paths.cause(e):
         raise fault from None
       raise paths.DamagedError(errno.EIO, f'damaged in the archive: {e}') from e

@@ -68,6 +68,9 @@ def write_split(
         bar.update()
       if not written:
         writer.close()
+        # After a power cut a name must not stand without its content.
+        with open(beside, 'rb+') as file:
+          os.fsync(file.fileno())
         os.replace(beside, path)
   came = sum(lengths) + sum(1 for _ in rest)
   if came != count:

@@ -1,5 +1,6 @@
 """Each builder on a tiny archive in the layout of the original."""
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -17,7 +18,7 @@ import scipy.io
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sjft_jax import prepare
+from sjft_jax import files, prepare, progress
 from sjft_jax.data import datasets, recorded, tfds_sets
 from sjft_jax.data.builders import archives
 from sjft_jax.data.builders.indoor67 import indoor67_dataset_builder
@@ -65,6 +66,7 @@ def caltech256(manual_dir):
 
 def indoor67(manual_dir):
   names = [f'{c}/{n}.jpg' for c in indoor67_dataset_builder.NAMES for n in 'ad']
+  names[names.index('mall/a.jpg')] = 'mall/shopping mall.jpg'
   rows = {name: (name.partition('/')[0], picture()) for name in names}
   content = {f'Images/{name}': data for name, (_, data) in rows.items()}
   content['Images/bar/in no list.jpg'] = picture()
@@ -343,35 +345,133 @@ def test_a_spoilt_archive_gets_one_clear_line(written, tmp_path, spoil):
   assert not builder.is_prepared()
 
 
+def _members(path):
+  """{name: bytes} of an archive."""
+  if path.suffix == '.zip':
+    with zipfile.ZipFile(path) as archive:
+      return {n: archive.read(n) for n in archive.namelist()}
+  with tarfile.open(path) as archive:
+    return {m.name: archive.extractfile(m).read() for m in archive}
+
+
+def _write(path, content):
+  if path.suffix != '.zip':
+    return write_tar(path, content)
+  with zipfile.ZipFile(path, 'w') as archive:
+    for name, data in content.items():
+      archive.writestr(name, data)
+  return None
+
+
 def test_an_archive_that_lacks_an_image_is_refused(written, tmp_path):
   name, _, manual_dir = written
-  kind = zipfile if name == 'tiny_imagenet' else tarfile
   archive = max(manual_dir.iterdir(), key=lambda path: path.stat().st_size)
-  if kind is zipfile:
-    with zipfile.ZipFile(archive) as file:
-      content = {n: file.read(n) for n in file.namelist()}
-    content.pop('tiny-imagenet-200/val/images/val_3.JPEG')
-    with zipfile.ZipFile(archive, 'w') as file:
-      for key, data in content.items():
-        file.writestr(key, data)
-  else:
-    with tarfile.open(archive) as file:
-      content = {m.name: file.extractfile(m).read() for m in file}
-    if name == 'imagenet2012':
-      content.pop('n01440764.tar')
-    lost = {
-      'caltech256': '256_ObjectCategories/056.dog/056_0003.jpg',
-      'indoor67': 'Images/winecellar/d.jpg',
-      'oxford_flowers102': 'jpg/image_00001.jpg',
-      'places365_small': 'data_256/y/youth_hostel/00000001.jpg',
-      'stanford_dogs': 'Images/n00000119-Breed_119/n00000119_7.jpg',
-      'places205': 'data/vision/torralba/deeplearning/images256/y/yard/'
-      'gsun_s.jpg',
-    }
-    content.pop(lost.get(name), None)
-    write_tar(archive, content)
+  lost = {
+    'caltech256': '256_ObjectCategories/056.dog/056_0003.jpg',
+    'imagenet2012': 'n01440764.tar',
+    'indoor67': 'Images/winecellar/d.jpg',
+    'oxford_flowers102': 'jpg/image_00001.jpg',
+    'places365_small': 'data_256/y/youth_hostel/00000001.jpg',
+    'stanford_dogs': 'Images/n00000119-Breed_119/n00000119_7.jpg',
+    'places205': 'data/vision/torralba/deeplearning/images256/y/yard/'
+    'gsun_s.jpg',
+    'tiny_imagenet': 'tiny-imagenet-200/val/images/val_3.JPEG',
+  }
+  content = _members(archive)
+  content.pop(lost[name])
+  _write(archive, content)
   with pytest.raises(UserError, match='incomplete'):
     prepare.prepare(name, tmp_path / 'data', manual_dir)
+
+
+def _of_lists(part, change):
+  """Changes the text of those members of an archive whose names hold `part`."""
+
+  def spoil(path):
+    content = _members(path)
+    _write(path, {k: change(v) if part in k else v for k, v in content.items()})
+
+  return spoil
+
+
+def _without(part):
+  def spoil(path):
+    content = _members(path)
+    _write(path, {k: v for k, v in content.items() if part not in k})
+
+  return spoil
+
+
+def _put(old, new):
+  return lambda text: text.replace(old, new)
+
+
+def _header(central, local, value):
+  """Sets a byte of all headers of a zip, before and behind the members."""
+
+  def spoil(path):
+    data = bytearray(path.read_bytes())
+    for mark, byte in ((b'PK\1\2', central), (b'PK\3\4', local)):
+      at = -1
+      while (at := data.find(mark, at + 1)) >= 0:
+        data[at + byte] = value
+    path.write_bytes(data)
+
+  return spoil
+
+
+def _numbers(**change):
+  def spoil(path):
+    arrays = {k: v for k, v in scipy.io.loadmat(path).items() if k[0] != '_'}
+    for key, add in change.items():
+      arrays[key] = arrays[key].astype(int) + add
+    path.write_bytes(mat_bytes(**arrays))
+
+  return spoil
+
+
+PLACES_LISTS = 'trainvalsplit_places205.tar.gz'
+TINY = 'tiny-imagenet-200.zip'
+
+
+@pytest.mark.parametrize(
+  ('written', 'file', 'spoil'),
+  [
+    ('places205', PLACES_LISTS, _of_lists('', _put(b' ', b'_'))),
+    ('places205', PLACES_LISTS, _of_lists('', _put(b' ', b','))),
+    ('places205', PLACES_LISTS, _of_lists('', lambda v: b'\xff' + v)),
+    ('places205', PLACES_LISTS, _of_lists('', _put(b' 2', b' 7'))),
+    ('places205', PLACES_LISTS, _of_lists('/v', _put(b' 2', b' 3'))),
+    ('tiny_imagenet', TINY, _without('val_annotations')),
+    ('tiny_imagenet', TINY, _of_lists('val_a', lambda v: v.split(b'\n', 1)[1])),
+    ('tiny_imagenet', TINY, _of_lists('val_a', lambda v: b'<html>x</html>\n')),
+    ('tiny_imagenet', TINY, _of_lists('val_a', lambda v: b'\xff\xfe')),
+    ('tiny_imagenet', TINY, _of_lists('val_a', _put(b'l_0', b'l_9'))),
+    ('tiny_imagenet', TINY, _of_lists('val_a', _put(b'n0', b'm0'))),
+    ('tiny_imagenet', TINY, _of_lists('wnids', lambda v: b'n1\nn2\n')),
+    ('tiny_imagenet', TINY, _of_lists('wnids', lambda v: b'n1\nn1\n')),
+    ('tiny_imagenet', TINY, _header(8, 6, 1)),  # Encrypted.
+    ('tiny_imagenet', TINY, _header(10, 8, 9)),  # Deflate64.
+    ('oxford_flowers102', 'setid.mat', _numbers(tstid=300)),
+    ('oxford_flowers102', 'setid.mat', _numbers(tstid=-1)),
+    ('oxford_flowers102', 'imagelabels.mat', _numbers(labels=1)),
+    ('places365_small', 'filelist_places365-standard.tar',
+     _of_lists('val', _put(b' 364', b' 365'))),
+    ('stanford_dogs', 'lists.tar',
+     _of_lists('test', _put(b'-Breed_7/', b'-breeD_X/'))),
+  ],
+  indirect=['written'],
+)  # fmt: skip
+def test_a_list_that_is_none_gets_one_clear_line(
+  written, tmp_path, file, spoil
+):
+  name, _, manual_dir = written
+  spoil(manual_dir / file)
+  with pytest.raises(UserError, match='et it again') as e:
+    prepare.prepare(name, tmp_path / 'data', manual_dir)
+  assert str(manual_dir / file) in str(e.value)
+  assert '\n' not in str(e.value)
+  assert not [p for p in (tmp_path / 'data').rglob('*') if p.is_file()]
 
 
 class Killed(BaseException):
@@ -444,6 +544,108 @@ def test_a_kill_while_a_set_gets_its_name_loses_nothing(
   assert shards == {
     p.name: p.stat().st_mtime_ns for p in data.rglob('*array_record*')
   }
+
+
+def test_two_preparations_of_a_set_are_not_at_work_at_once(
+  small_caltech, monkeypatch
+):
+  data, manual = small_caltech
+  write, came = recorded.write_metadata, []
+
+  def second(*args, **about):
+    with pytest.raises(UserError, match='Another prepare is at work on') as e:
+      prepare.prepare('caltech256', data, manual)
+    came.append(str(e.value))
+    return write(*args, **about)
+
+  monkeypatch.setattr(recorded, 'write_metadata', second)
+  assert prepare.prepare('caltech256', data, manual)['train'][0] == 9
+  assert len(came) == 1
+  assert str(data / 'caltech256') in came[0]
+  assert '\n' not in came[0]
+
+
+def test_a_set_that_another_process_has_just_prepared_is_taken(
+  small_caltech, monkeypatch
+):
+  data, manual = small_caltech
+  locked = files.locked
+
+  @contextlib.contextmanager
+  def late(*args):
+    with monkeypatch.context() as patch:
+      patch.setattr(files, 'locked', locked)
+      prepare.prepare('caltech256', data, manual)
+    with locked(*args):
+      yield
+
+  monkeypatch.setattr(files, 'locked', late)
+  assert prepare.prepare('caltech256', data, manual)['train'][0] == 9
+
+
+def test_a_file_of_images_is_on_the_disk_before_it_has_its_name(
+  small_caltech, monkeypatch
+):
+  synced = set()
+  fsync, replace = os.fsync, os.replace
+
+  def noted(number):
+    fsync(number)
+    synced.add(os.fstat(number).st_ino)
+
+  def named(old, new):
+    assert os.stat(old).st_ino in synced
+    replace(old, new)
+    if 'array_record' in str(new):
+      shards.append(new)
+
+  shards = []
+  monkeypatch.setattr(os, 'fsync', noted)
+  monkeypatch.setattr(os, 'replace', named)
+  prepare.prepare('caltech256', *small_caltech)
+  assert len(shards) == 5
+
+
+@pytest.mark.parametrize('name', ['dataset_info.json', 'array_record-00003'])
+@pytest.mark.parametrize('spoil', [_cut, pathlib.Path.unlink])
+def test_a_damaged_set_is_not_taken_for_a_prepared_one(
+  small_caltech, name, spoil
+):
+  data, manual = small_caltech
+  prepare.prepare('caltech256', data, manual)
+  (path,) = (p for p in data.rglob('*') if name in p.name)
+  spoil(path)
+  with pytest.raises(UserError, match=r'256 in .* is damaged or inc') as e:
+    prepare.prepare('caltech256', data, manual)
+  assert 'remove it and prepare it again' in str(e.value)
+  assert '\n' not in str(e.value)
+
+
+def test_passes_over_an_archive_show_how_far_they_are(
+  small_caltech, monkeypatch
+):
+  bar, bars = progress.bar, []
+
+  def noted(*args, **settings):
+    bars.append(bar(*args, **settings))
+    return bars[-1]
+
+  monkeypatch.setattr(progress, 'bar', noted)
+  prepare.prepare('caltech256', *small_caltech)
+  assert [(bar.desc, bar.n, bar.total) for bar in bars] == [
+    ('classes of caltech256', 9, 9),
+    ('caltech256 train', 9, 9),
+    ('list caltech256/1.0.0 train', 9, 9),
+  ]
+
+
+@pytest.mark.parametrize('place', ['file', 'file/below', '/proc/none'])
+def test_a_place_for_no_set_gets_one_clear_line(small_caltech, tmp_path, place):
+  (tmp_path / 'file').write_text('x')
+  _, manual = small_caltech
+  with pytest.raises(UserError, match='--data_dir needs a directory') as e:
+    prepare.prepare('caltech256', tmp_path / place, manual)
+  assert '\n' not in str(e.value)
 
 
 @pytest.mark.parametrize('number', [errno.EIO, errno.ESTALE, errno.EACCES])

@@ -1,5 +1,7 @@
+import errno
 import io
 import os
+import shutil
 import sys
 import types
 
@@ -8,8 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sjft_jax import errors, paths
-from sjft_jax.data import datasets, tfds_sets
+from sjft_jax import errors, paths, progress
+from sjft_jax.data import datasets, pipelines, recorded, tfds_sets
 from tests.data import trees
 
 
@@ -222,6 +224,7 @@ def test_tfds_without_file_names_counts(prepared):
   [
     ({'name': 'sjft_unknown'}, "needs a TFDS set; 'sjft_unknown' is neither"),
     ({'name': ''}, "needs a TFDS set; '' is neither"),
+    ({'name': 'mnist:9.0.0'}, "needs a TFDS set; 'mnist:9.0.0' is neither"),
     ({'name': 'caltech101'}, 'needs caltech101 prepared as array_record'),
     ({'test': 'val'}, "needs a split .*train, test.*; 'val' came"),
   ],
@@ -231,6 +234,148 @@ def test_unusable_tfds_sets_get_one_clear_line(prepared, change, message):
   with pytest.raises(errors.UserError, match=message) as e:
     datasets.open_target(spec, seed=0)
   assert '\n' not in str(e.value)
+
+
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory):
+  """A set of six images that no builder is registered for."""
+  directory = tmp_path_factory.mktemp('plain') / 'plain' / '1.0.0'
+  directory.mkdir(parents=True)
+  features = tfds.features.FeaturesDict(
+    {
+      'image': tfds.features.Image(),
+      'label': tfds.features.ClassLabel(names=['cat', 'dog']),
+      'file_name': tfds.features.Text(),
+    }
+  )
+  rows = [
+    {'image': _picture(i), 'label': i % 2, 'file_name': f'{i}.png'}
+    for i in range(6)
+  ]
+  info = recorded.write_split(directory, 'plain', 'train', features, rows, 6)
+  recorded.write_metadata(
+    directory,
+    features,
+    [info],
+    version='1.0.0',
+    description='',
+    homepage='',
+    citation='',
+  )
+  return directory
+
+
+@pytest.fixture
+def copied(plain, tmp_path, monkeypatch):
+  """(its directory, function that opens it, as a process that has not yet)."""
+  shutil.copytree(plain, tmp_path / 'plain' / '1.0.0')
+
+  def opened():
+    with monkeypatch.context() as patch:
+      patch.setattr(tfds_sets, '_opened', {})
+      spec = {'kind': 'tfds', 'name': 'plain', 'dir': str(tmp_path)}
+      return datasets.open_pool({'x': spec | {'split': 'train'}})
+
+  return tmp_path / 'plain' / '1.0.0', opened
+
+
+SHARD = 'plain-train.array_record-00000-of-00001'
+
+
+def _flipped(data, at):
+  return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+  ('file', 'spoil'),
+  [
+    (SHARD, lambda data: data[: len(data) // 2]),
+    (SHARD, lambda data: data[:-1]),
+    (SHARD, lambda data: b''),
+    (SHARD, lambda data: _flipped(data, data.index(_picture(3)))),
+    (SHARD, None),
+    ('dataset_info.json', lambda data: data[:50]),
+    ('dataset_info.json', lambda data: b'<html>'),
+    ('dataset_info.json', None),
+    ('label.labels.txt', lambda data: b'cat'),
+  ],
+)
+def test_a_damaged_set_gets_one_clear_line(copied, file, spoil):
+  directory, opened = copied
+  assert len(opened()) == 6
+  data = (directory / file).read_bytes()
+  (directory / file).unlink()
+  if spoil:
+    (directory / file).write_bytes(spoil(data))
+  said = r'plain in \S+ is damaged or incomplete .*: remove it and prepare it'
+  with pytest.raises(errors.UserError, match=said) as e:
+    opened()
+  assert '\n' not in str(e.value)
+  assert 'Errno' not in str(e.value)
+
+
+@pytest.mark.parametrize('data', [b'{', b'{}', b'\xff\xfe', None])
+def test_a_set_without_its_features_is_not_prepared(copied, data):
+  directory, opened = copied
+  (directory / 'features.json').unlink()
+  if data:
+    (directory / 'features.json').write_bytes(data)
+  with pytest.raises(errors.UserError, match='nor prepared as a whole'):
+    opened()
+
+
+def test_an_image_that_was_damaged_since_it_was_listed_is_bad(copied):
+  directory, opened = copied
+  opened()
+  shard = directory / SHARD
+  stat, data = shard.stat(), shard.read_bytes()
+  shard.write_bytes(_flipped(data, data.index(_picture(3))))
+  os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  pool = opened()
+  with pytest.raises(paths.DamagedError, match='damaged in its file'):
+    pool.read(3)
+  bad = dict(pipelines.find_bad(pool, threads=1))
+  assert [i for i, reason in bad.items() if reason] == [3]
+  assert bad[3].startswith('cannot be read: damaged in its file')
+
+
+@pytest.mark.parametrize('number', [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_set_whose_disk_is_away_is_not_called_damaged(
+  copied, monkeypatch, number
+):
+  _, opened = copied
+  pool = opened()
+  message = f'pread() failed: {os.strerror(number)}; reading x; at byte 0'
+
+  def failing(self, i):
+    raise RuntimeError(message)
+
+  source = tfds.core.data_sources.array_record.ArrayRecordDataSource
+  monkeypatch.setattr(source, '__getitem__', failing)
+  with pytest.raises(OSError, match=os.strerror(number)) as e:
+    pool.read(0)
+  assert paths.is_transient(e.value)
+  ((_, reason), *_) = pipelines.find_bad(pool, threads=1)
+  assert reason.startswith(pipelines.UNREADABLE)
+  monkeypatch.setenv('XDG_CACHE_HOME', os.devnull)
+  said = rf'plain in \S+ cannot be read now .*{os.strerror(number)}'
+  with pytest.raises(paths.Unreadable, match=said):
+    opened()
+
+
+def test_listing_a_set_shows_how_far_it_is(copied, monkeypatch):
+  _, opened = copied
+  bar, bars = progress.bar, []
+
+  def noted(*args, **settings):
+    bars.append(bar(*args, **settings))
+    return bars[-1]
+
+  monkeypatch.setattr(progress, 'bar', noted)
+  monkeypatch.setenv('XDG_CACHE_HOME', os.devnull)
+  opened()
+  seen = [(bar.desc, bar.n, bar.total) for bar in bars]
+  assert seen == [('list plain/1.0.0 train', 6, 6)]
 
 
 def test_prepared_sets_must_lie_on_a_disk(bucket):

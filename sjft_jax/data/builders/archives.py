@@ -7,17 +7,18 @@ import pathlib
 import tarfile
 import types
 import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import scipy.io
 import tensorflow_datasets as tfds
 
 from sjft_jax import paths, progress
+from sjft_jax.data import packs
 from sjft_jax.errors import UserError
 
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError)
+# Of an encrypted member zipfile says it by a RuntimeError.
+_DAMAGE = (*packs.DAMAGE, RuntimeError)
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -102,6 +103,15 @@ def reading(path: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except _DAMAGE as e:
+    raise damaged(path, e) from e
+
+
+@contextlib.contextmanager
+def parsing(path: pathlib.Path) -> Iterator[None]:
+  """Says in one line that a list, or one in an archive, is not what it was."""
+  try:
+    yield
+  except (ValueError, LookupError) as e:
     raise damaged(path, e) from e
 
 
@@ -231,6 +241,29 @@ def check(what: str, found: int, expected: int, path: pathlib.Path) -> None:
     raise UserError(
       f'Needed {expected} {what} in {path}; it holds {found}: it is incomplete,'
       ' or another version. Get it again.'
+    )
+
+
+def check_known(
+  what: str, found: Iterable, known: Iterable, path: pathlib.Path
+) -> None:
+  """Refuses a list that names what is not there.
+
+  Args:
+    what: they are.
+    found: numbers or names of the list.
+    known: those there are.
+    path: of the list, or the archive that it is from.
+
+  Raises:
+    UserError: if one is not among those there are.
+  """
+  known = frozenset(known)
+  unknown = [x for x in found if x not in known]
+  if unknown:
+    raise UserError(
+      f'Needed {what} of the set in {path}; it names {unknown[0]!r}, which is'
+      f' none of {len(known)}: it is damaged, or another version. Get it again.'
     )
 
 

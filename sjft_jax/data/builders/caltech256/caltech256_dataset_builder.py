@@ -5,6 +5,7 @@ import types
 
 import tensorflow_datasets as tfds
 
+from sjft_jax import progress
 from sjft_jax.data.builders import archives
 
 ARCHIVE = '256_ObjectCategories.tar'
@@ -39,7 +40,12 @@ class Builder(archives.Builder):
 
   def _splits(self, manual_dir):
     (path,) = archives.find(manual_dir, ARCHIVE)
-    names = {name.partition('/')[0] for name, _ in self._images(path)}
+    names = set()
+    count = self.COUNTS['train']
+    with progress.bar(count, f'classes of {self.name}') as bar:
+      for name, _ in self._images(path):
+        names.add(name.partition('/')[0])
+        bar.update()
     archives.check('classes', len(names), self.CLASSES, path)
     self.info.features['label'].names = sorted(names)
     return {'train': self._generate_examples(path)}

@@ -27,7 +27,7 @@ NAMES = (
 
 
 class Builder(archives.Builder):
-  """MIT Indoor 67 by its lists: 80 training, 20 test images of each class."""
+  """MIT Indoor 67 by its lists: about 80 train and 20 test images a class."""
 
   VERSION = tfds.core.Version('1.0.0')
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -49,7 +49,8 @@ class Builder(archives.Builder):
     wanted = {}
     for split, path in zip(LISTS, lists, strict=True):
       text = archives.read_whole(path).decode('utf-8', 'replace')
-      wanted[split] = set(text.split())
+      # A name may hold a space: mall/shopping mall.jpg does.
+      wanted[split] = {line.strip() for line in text.splitlines()} - {''}
       archives.check('names', len(wanted[split]), self.COUNTS[split], path)
     return {
       split: self._generate_examples(archive, names)

@@ -30,6 +30,8 @@ class Builder(archives.Builder, _TFDS, skip_registration=True):
     label = archives.read_mat(archives.read_whole(labels), labels, 'labels')
     label = label['labels']
     archives.check('labels', label.size, sum(self.COUNTS.values()), labels)
+    classes = range(1, self.info.features['label'].num_classes + 1)
+    archives.check_known('classes', label.ravel().tolist(), classes, labels)
     numbers = archives.read_mat(
       archives.read_whole(splits), splits, *KEYS.values()
     )
@@ -37,12 +39,14 @@ class Builder(archives.Builder, _TFDS, skip_registration=True):
       archives.check(
         f'{split} images', numbers[KEYS[split]].size, count, splits
       )
+      found = numbers[KEYS[split]].ravel().tolist()
+      archives.check_known('images', found, range(1, label.size + 1), splits)
     return {
       split: self._generate_examples(
         images,
         {
           f'image_{i:05d}.jpg': int(label.flat[i - 1]) - 1
-          for i in numbers[KEYS[split]].ravel().tolist()
+          for i in map(int, numbers[KEYS[split]].flat)
         },
       )
       for split in self.COUNTS

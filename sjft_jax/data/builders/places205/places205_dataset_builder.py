@@ -38,10 +38,13 @@ class Builder(archives.Builder):
     for name, data in archives.read(lists):
       split = name.rpartition('/')[2].removesuffix('_places205.csv')
       if split in label_of:
-        rows = (line.split() for line in data.decode().splitlines())
-        label_of[split] = {row[0]: int(row[1]) for row in rows if row}
+        with archives.parsing(lists):
+          rows = (line.split() for line in data.decode().splitlines())
+          label_of[split] = {row[0]: int(row[1]) for row in rows if row}
     for split, count in self.COUNTS.items():
-      archives.check(f'{split} images', len(label_of[split]), count, lists)
+      labels = label_of[split].values()
+      archives.check(f'{split} images', len(labels), count, lists)
+      archives.check_known('classes', labels, range(self.CLASSES), lists)
     class_of = {
       label: name.rpartition('/')[0]
       for name, label in label_of['train'].items()

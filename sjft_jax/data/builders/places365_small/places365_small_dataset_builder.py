@@ -46,6 +46,8 @@ class Builder(archives.Builder, _TFDS, skip_registration=True):
       archives.check(
         f'{split} images', len(label_of), self.COUNTS[split], lists
       )
+      classes = self.info.features['label'].num_classes
+      archives.check_known('classes', label_of.values(), range(classes), lists)
       found[split] = self._generate_examples(path, label_of, root)
     return found
 

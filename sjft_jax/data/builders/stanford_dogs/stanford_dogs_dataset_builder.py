@@ -30,13 +30,15 @@ class Builder(archives.Builder, _TFDS, skip_registration=True):
       split = name.rpartition('/')[2].removesuffix('_list.mat')
       if split in self.COUNTS:
         rows = archives.read_mat(data, lists, 'file_list')
-        wanted[split] = set(rows['file_list'].tolist())
+        wanted[split] = {str(name) for name in rows['file_list'].tolist()}
     for split, count in self.COUNTS.items():
       archives.check(
         f'{split} images', len(wanted.get(split, ())), count, lists
       )
     classes = {_breed(name) for name in wanted['train']}
     archives.check('classes', len(classes), 120, lists)
+    breeds = (_breed(name) for name in wanted['test'])
+    archives.check_known('classes', breeds, classes, lists)
     self.info.features['label'].names = sorted(classes)
     boxes_of = {
       name.rpartition('/')[2]: _boxes(data, boxes)

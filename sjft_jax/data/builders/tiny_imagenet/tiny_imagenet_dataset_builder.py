@@ -38,24 +38,29 @@ class Builder(archives.Builder):
     texts = collections.defaultdict(str)
     for name, data in archives.read(path):
       if name.endswith(('/wnids.txt', '/val_annotations.txt')):
-        texts[name.rpartition('/')[2]] = data.decode()
-    names = sorted(texts['wnids.txt'].split())
+        with archives.parsing(path):
+          texts[name.rpartition('/')[2]] = data.decode()
+    names = sorted(set(texts['wnids.txt'].split()))
     archives.check('classes', len(names), self.CLASSES, path)
     self.info.features['label'].names = names
     rows = texts['val_annotations.txt'].splitlines()
-    class_of = dict(row.split('\t')[:2] for row in rows if row)
+    with archives.parsing(path):
+      class_of = dict(row.split('\t')[:2] for row in rows if row)
+    archives.check('names of val', len(class_of), self.COUNTS['val'], path)
     return {
       split: self._generate_examples(path, split, class_of)
       for split in self.COUNTS
     }
 
   def _generate_examples(self, path, split, class_of):
-    count = 0
+    count, classes = 0, frozenset(self.info.features['label'].names)
     for name, data in archives.read(path):
       folders, _, file = name.rpartition('/')
       if not file.endswith('.JPEG') or f'/{split}/' not in f'/{name}':
         continue
       count += 1
-      label = class_of[file] if split == 'val' else folders.split('/')[-2]
+      with archives.parsing(path):
+        label = class_of[file] if split == 'val' else folders.split('/')[-2]
+      archives.check_known('classes', [label], classes, path)
       yield archives.example(file, label, data)
     archives.check(f'{split} images', count, self.COUNTS[split], path)

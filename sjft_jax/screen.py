@@ -5,6 +5,9 @@ Notation as in `ops.screen`: u and v of the targets are computed in float64;
 g |x| |y|, g = n h / (1 - n h), in any order of summation, where h is the unit
 roundoff. Source: N. Higham, Accuracy and Stability of Numerical Algorithms,
 chapter 3.
+
+The proof is in docs/bounds.md: P1 to P5 and L1 to L20 in the comments here are
+its premises and lines.
 """
 
 import concurrent.futures
@@ -24,8 +27,13 @@ from sjft_jax.ops import divergence, screen
 # Unit roundoffs: half the distance from 1 to the next number.
 ROUNDING = 2.0**-24
 OPERANDS = {'float32': (jnp.float32, 0.0), 'bfloat16': (jnp.bfloat16, 2.0**-8)}
-# Covers products of errors, and the rounding of the bounds themselves.
+# Covers products of errors, and the rounding of the bounds themselves: L17.
 SLACK = 1.05
+# Factors within a term: of one held operand, 1 + 2**-8 (L9, L13); of two, and a
+# rounded sum (L12, L14); what is small beside 1 in L15 and L18.
+_HELD, _HELD_TWICE, _INNER = 1.01, 1.02, 1.05
+# How far W may be from orthonormal, and its sums may round: P5.
+_MOST_OFF, _MOST_ROUNDED = 0.05, 0.01
 # Bins per group: short sums round less, long ones run faster. Sums over many
 # targets are costlier to interrupt than those over few directions.
 _GROUP = {True: 512, False: 2304}
@@ -58,7 +66,8 @@ class Screen:
     operands: 'float32' or 'bfloat16', or 'auto' for the faster.
 
   Raises:
-    UserError: if the devices cannot be divided so.
+    UserError: if the devices cannot be divided so, or so many directions round
+      more than the bounds allow for.
   """
 
   def __init__(
@@ -79,11 +88,11 @@ class Screen:
     self._targets = len(target_qd)
     lifted = _Lifted(target_qd, describer)
     half_d = describer.weight_d / 2
-    # Relative error of p: the share of a pixel is rounded, and its multiple.
+    # Relative error of p (L1): a pixel's share is rounded, and its multiple.
     share_d = _single(1 / describer.pixels_d)
     off = np.abs(share_d * describer.pixels_d - 1).max()
     self._fraction = f = float(off) * (1 + ROUNDING) + ROUNDING
-    # Absolute errors of one u and of one v of a source image.
+    # Absolute errors of one u (L2) and of one v (L4) of a source image.
     self._error = f * _norm(lifted.scale_d * lifted.centre_d)
     self._log_error = describer.log_error() * _norm(lifted.log_scale_d)
     self.rank, w_dr = self._directions(lifted, rank)
@@ -97,6 +106,7 @@ class Screen:
       value = value.reshape(*value.shape[:-1], groups, -1)
       return np.moveaxis(value, -2, 0)
 
+    # Roundings of a sum over all bins, and 4 to spare (L5).
     g = _gamma(self.width // groups + groups + 4)
     if self.rank:
       sides = self._short(lifted, w_dr, g)
@@ -107,12 +117,16 @@ class Screen:
       sides = self._whole(lifted, left_gnd, right_gnd, g)
     self.self_q = sides.pop('self_q')
     fixed_q = sides.pop('fixed_q')
+    # What no norm of a source image bounds (L8), and <u_t, v_t> in float32
+    # (L20).
+    fixed_q = fixed_q + self._error * self._log_error
     self.fixed_q = SLACK * (fixed_q + 4 * ROUNDING * np.abs(self.self_q))
+    # f + 7 h would do (L7, L10).
     self_rates = [g + 14 * ROUNDING + 2 * f, self._log_error, self._error]
     self._self_rates = SLACK * np.array(self_rates)
     self._norm_rate_q = sides['norm_rate_q']
     self._log_rate_q = sides['log_rate_q']
-    self._rest_rates = sides['rest_rates']
+    self._rest_rate = sides['rest_rate']
     self._rests_q = sides['rest_q'], sides['log_rest_q']
     constants = screen.Operands(
       share_gd=grouped(share_d),
@@ -177,7 +191,8 @@ class Screen:
   def _whole(self, lifted, left_gnd, right_gnd, g):
     """Targets' operands, which it fills in, and error rates of the products."""
     h, f, w = ROUNDING, self._fraction, self._step
-    rate = 6 * h + 2 * f + 1.01 * (w + g)
+    # 5 h or f + 4 h would do beside w and g (L9, L10).
+    rate = 6 * h + 2 * f + _HELD * (w + g)
     width = left_gnd.shape[2]
 
     def sides(rows, u_nd, v_nd):
@@ -196,11 +211,11 @@ class Screen:
         log_rest_q=zero_n,
         log_rate_q=SLACK * (off_u_n + rate * u_n),
         norm_rate_q=SLACK * (off_v_n + rate * v_n),
-        fixed_q=1.05 * (u_n * self._log_error + v_n * self._error),
+        fixed_q=_INNER * (u_n * self._log_error + v_n * self._error),  # L18
       )
 
     return lifted.each(sides) | dict(
-      short_qr=None, log_short_qr=None, rest_rates=np.zeros(4)
+      short_qr=None, log_short_qr=None, rest_rate=np.zeros(())
     )
 
   def _short(self, lifted, w_dr, g):
@@ -209,9 +224,14 @@ class Screen:
     gram_rr = w_dr.T @ w_dr
     off = np.linalg.norm(gram_rr - np.eye(len(gram_rr)), 2)
     stretch, frobenius = np.sqrt(1 + off), _norm(w_dr)
+    if off > _MOST_OFF or g * frobenius > _MOST_ROUNDED:
+      raise UserError(
+        f'The bounds are not proven for {len(gram_rr)} directions in '
+        f'{self.operands}, which round too much: choose a smaller search.rank.'
+      )
     g_short = _gamma(len(gram_rr) + 4)
-    # Of W'v_x, per |v_x|: rounded operands, then a rounded sum.
-    part = stretch * (2 * h + 2 * f + 1.01 * w) + 1.01 * g * frobenius
+    # Of W'v_x, per |v_x|: rounded operands, then a rounded sum (L13).
+    part = stretch * (2 * h + 2 * f + _HELD * w) + _HELD * g * frobenius
 
     def sides(rows, u_nd, v_nd):
       del rows
@@ -223,28 +243,29 @@ class Screen:
         # Least squares, so that what is left is orthogonal to W as it is held.
         z_nr = np.linalg.solve(gram_rr, w_dr.T @ x_nd.T).T
         left_nd = x_nd - z_nr @ w_dr.T
-        # float64 leaves this much of it in W's span.
+        left_n = _rows(left_nd)
+        # float64 leaves this much of it in W's span (L12).
         leak_n = _rows(left_nd @ w_dr)
         z_typed, z_n, off_z_n = self._typed(z_nr)
         found[f'{name}short_qr'] = z_typed
-        found[f'{name}rest_q'] = SLACK * _rows(left_nd)
+        found[f'{name}rest_q'] = SLACK * left_n
+        # L14: 2 h would do (L10).
         found[rate_name] = SLACK * (
-          1.02 * stretch * (off_z_n + z_n * (w + g_short + 8 * h))
+          _HELD_TWICE * stretch * (off_z_n + z_n * (w + g_short + 8 * h))
           + z_n * part
-          + 1.02 * leak_n
+          + _HELD_TWICE * leak_n
         )
-        found['fixed_q'] = found['fixed_q'] + 1.05 * stretch * z_n * error
+        # Both parts of the target meet the absolute error (L14, L16, L18).
+        found['fixed_q'] = (
+          found['fixed_q'] + _INNER * (stretch * z_n + left_n) * error
+        )
       return found
 
-    square = 2 * g + g_short * stretch**2 + 1.05 * off * stretch**2
-    square += 4 * h + 4 * f + 2.1 * stretch * part
-    single = 2 + 2.2 * stretch**2
-    return lifted.each(sides) | dict(
-      rest_rates=SLACK
-      * np.array(
-        [square, single * self._error, square, single * self._log_error]
-      )
-    )
+    # Of |v_x - WW'v_x|^2 and |u_x - WW'u_x|^2, per |v_x|^2 and |u_x|^2 (L15);
+    # g, and 7 h or 2 f + 5 h, would do.
+    square = 2 * g + g_short * stretch**2 + _INNER * off * stretch**2
+    square += 4 * h + 4 * f + 2 * _INNER * stretch * part
+    return lifted.each(sides) | dict(rest_rate=SLACK * square)
 
   def block(self, counts_nd, rows):
     """Counts of one block on the devices, filled up to `rows` rows.
@@ -315,7 +336,7 @@ class Screen:
       return 0.0
     norm, log_norm = float(norm_s.max()), float(log_norm_s.max())
     both, single, log_single = self._self_rates
-    square, rate, log_square, log_rate = self._rest_rates
+    rest_rate = np.sqrt(self._rest_rate)
     rest_q, log_rest_q = self._rests_q
     return float(
       (
@@ -323,8 +344,8 @@ class Screen:
         + norm * self._norm_rate_q
         + log_norm * self._log_rate_q
         # What is outside the directions is known from a difference of squares.
-        + np.sqrt(square * norm**2 + rate * norm) * log_rest_q
-        + np.sqrt(log_square * log_norm**2 + log_rate * log_norm) * rest_q
+        + rest_rate * norm * log_rest_q
+        + rest_rate * log_norm * rest_q
       ).max()
       + norm * log_norm * both
       + norm * single
@@ -447,7 +468,7 @@ def _specs(short):
     norm_rate_q=split,
     log_rate_q=split,
     self_rates=whole,
-    rest_rates=whole,
+    rest_rate=whole,
   )
 
 

@@ -505,7 +505,8 @@ class _Open:
     ).reshape(counts_qc.shape)
     self._waiting = []
     cell_q = (np.cumsum(counts_qc, axis=1) >= self._k).argmax(axis=1)
-    # A little more than the cell's upper edge: cells were found in float32.
+    # A little more than the cell's upper edge: cells were found in float32
+    # (docs/bounds.md, L20).
     limit_q = (cell_q + 1.01) / self._cells_q
     self.limit_q = np.minimum(self.limit_q, limit_q)
 

@@ -411,8 +411,58 @@ def test_the_bounds_hold(draw, operands, rank):
     assert width < share * np.median(distance_qs)
 
 
+# Base of the targets, 256 x 256 pixels: with some of them the directions once
+# excluded an image that was nearer than what was kept.
+AMID = [(15516, 19311, 16828, 13881), (15591, 12519, 12331, 25095)]
+
+
+@pytest.mark.parametrize('operands', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('rank', [0, 1])
+@pytest.mark.parametrize('base', AMID, ids=str)
+def test_an_image_amid_the_targets_is_not_lost(base, rank, operands):
+  """A CPU has its u and v as 0, which they are not in truth."""
+  describer, base = Describer(4, 2**16, 1), np.array(base)
+  one, other = np.array([[1, -1, 0, 0], [0, 0, 1, -1]])
+  one *= np.sign(base[0] - base[1])
+  # One direction holds the moves of the many, and nothing of the first two.
+  moves = np.array([one, -one] + [other, -other] * 8)
+  target = (base + moves).astype(np.int32)
+  # A little farther from the first target than the base is, on the other side.
+  source = np.array([base + 2 * one] * 2 + [base], np.int32)
+  found = find(
+    (describer, target, source),
+    k=1,
+    rank=rank,
+    operands=operands,
+    shard_images=2,
+  )
+  assert found.table.index_qk[0, 0] == 2
+  asked = screen.Screen(
+    target,
+    describer,
+    mesh.make(jax.devices()[:1]),
+    rank=rank,
+    operands=operands,
+  )
+  lower, upper, *_ = asked.bounds(asked.block(source, 3), 3)
+  distance = Exact(target, describer)(
+    source, np.array([0, 2]), np.zeros(2, int)
+  )
+  assert distance[1] < distance[0]
+  assert lower[2, 0] + asked.floor_q[0] <= distance[1] <= upper[2, 0]
+
+
+def test_directions_that_are_not_orthonormal_are_refused(case, monkeypatch):
+  describer, target, _ = case
+  monkeypatch.setattr(
+    screen, '_leading', lambda z_nd, rank: np.eye(z_nd.shape[1], rank) * 0.97
+  )
+  with pytest.raises(UserError, match=r'for 4 directions .* search\.rank'):
+    screen.Screen(target, describer, mesh.make(), rank=4)
+
+
 @pytest.mark.parametrize('pixels', [60, 729, 2916, 3136, 4096])
-def test_fractions_are_off_by_no_more_than_the_bounds_allow(pixels):
+def test_fractions_and_logarithms_are_off_by_what_the_bounds_allow(pixels):
   describer = Describer(4, pixels, 2)
   count_sd = np.tile(np.arange(pixels + 1), (8, 1)).T
   asked = screen.Screen(count_sd[:9], describer, mesh.make(), rank=0)
@@ -421,11 +471,17 @@ def test_fractions_are_off_by_no_more_than_the_bounds_allow(pixels):
     centre_gd=jnp.zeros((1, 8)),
     log_centre_gd=jnp.zeros((1, 8)),
     scale_gd=jnp.ones((1, 8)),
+    log_scale_gd=jnp.ones((1, 8)),
   )
-  lifted = jax.jit(functools.partial(kernels.lifted, epsilon=1e-16))
-  fraction_sd, _ = lifted(count_sd.astype(np.uint16), plain, 0)
+  epsilon = divergence.EPSILON
+  lifted = jax.jit(functools.partial(kernels.lifted, epsilon=epsilon))
+  fraction_sd, log_sd = lifted(count_sd.astype(np.uint16), plain, 0)
   off_sd = np.asarray(fraction_sd, np.float64)[1:] / (count_sd[1:] / pixels) - 1
   assert np.abs(off_sd).max() <= asked._fraction < 2.001 * screen.ROUNDING
+  off_sd = np.asarray(log_sd, np.float64) - np.log(count_sd / pixels + epsilon)
+  assert np.abs(off_sd).max() <= describer.log_error()
+  # So large on every device: float64's own errors are small beside it.
+  assert describer.log_error() > 6.8e-7
 
 
 def test_no_device_is_trusted_with_a_division(case):

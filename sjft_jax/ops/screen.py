@@ -42,8 +42,7 @@ class Operands:
   rest_q, log_rest_q: |u_t - WW'u_t| and |v_t - WW'v_t|; 0 without W.
   norm_rate_q, log_rate_q: error of the products per |u_x| and per |v_x|.
   self_rates: error of <u_x, v_x> per |u_x| |v_x|, |u_x| and |v_x|, [3].
-  rest_rates: error of |u_x - WW'u_x|^2 per |u_x|^2 and per |u_x|; of
-    |v_x - WW'v_x|^2 likewise, [4].
+  rest_rate: error of |u_x - WW'u_x|^2 per |u_x|^2, and of v_x likewise, scalar.
   """
 
   share_gd: jax.Array
@@ -60,7 +59,7 @@ class Operands:
   norm_rate_q: jax.Array
   log_rate_q: jax.Array
   self_rates: jax.Array
-  rest_rates: jax.Array
+  rest_rate: jax.Array
 
 
 def lifted(counts_sd, operands, group, epsilon):
@@ -143,9 +142,8 @@ def bounds(counts_sd, operands, epsilon):
     cross_sq = _times(log_part_sr, operands.short_qr) + _times(
       part_sr, operands.log_short_qr
     )
-    rates = operands.rest_rates
-    rest_s = _rest(square_s, part_sr, norm_s, rates[:2])
-    log_rest_s = _rest(log_square_s, log_part_sr, log_norm_s, rates[2:])
+    rest_s = _rest(square_s, part_sr, operands.rest_rate)
+    log_rest_s = _rest(log_square_s, log_part_sr, operands.rest_rate)
   else:
     (cross_sq,) = cross
     rest_s = log_rest_s = zero_s
@@ -203,7 +201,7 @@ def _row_sum(value_sd):
   return jnp.matmul(value_sd, ones_d, precision=jax.lax.Precision.HIGHEST)
 
 
-def _rest(square_s, part_sr, norm_s, rates):
-  """What |x - WW'x| cannot exceed."""
+def _rest(square_s, part_sr, rate):
+  """What |x - WW'x| cannot exceed, but for absolute errors of x."""
   rest_s = jnp.maximum(square_s - _row_sum(part_sr * part_sr), 0)
-  return jnp.sqrt(rest_s + square_s * rates[0] + norm_s * rates[1])
+  return jnp.sqrt(rest_s + square_s * rate)

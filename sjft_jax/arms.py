@@ -16,6 +16,7 @@ from sjft_jax import (
   evaluate,
   files,
   intervals,
+  learn,
   preflight,
   processes,
   round_files,
@@ -57,6 +58,9 @@ def check(c):
     )
   for arm in c.arms:
     unknown = sorted(set(c.arms[arm]) - set(_FIELDS))
+    # It names directories.
+    if not arm.replace('-', '_').isidentifier():
+      raise UserError(f'arms needs names of letters and digits; came {arm!r}.')
     if unknown or 'title' not in c.arms[arm]:
       raise UserError(
         f'arms.{arm} needs a title and takes {", ".join(_FIELDS)}; came '
@@ -125,8 +129,13 @@ def compare(c, workdir, mesh) -> dict:
   # All of them first: the last arm may begin days after the first.
   for arm in _trained(c):
     own = settings_of(c, arm, 0)
-    for bank in tuning.banks(c, arm, own) or [own]:
-      preflight.check_files(bank)
+    try:
+      preflight.check_devices(own, mesh)
+      learn.check(own, mesh, _directory(workdir, arm, 0))
+      for bank in tuning.banks(c, arm, own) or [own]:
+        preflight.check_files(bank)
+    except UserError as error:
+      raise UserError(f'arms.{arm}: {error}') from error
   for seed in range(c.seeds):
     for arm in _trained(c):
       own = settings_of(c, arm, 0)

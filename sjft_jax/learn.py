@@ -70,6 +70,15 @@ def check(c, mesh, workdir):
         f'optim.frozen names {pattern!r}, which no parameter is; there are '
         f'{", ".join(parts)}.'
       )
+  if not any(
+    path[0] != 'source_head'
+    and not any(optim.matches(pattern, path) for pattern in c.optim.frozen)
+    for path in parameters
+  ):
+    raise UserError(
+      'optim.frozen leaves nothing of the network to learn; came '
+      f'{", ".join(c.optim.frozen)}: name less.'
+    )
 
 
 def teaches(c) -> bool:

@@ -70,6 +70,19 @@ def check(c, target, test, mesh, workdir):
       f'Every process reads a share of the target images; {fewest} are too few '
       f'for {processes.count()} processes. Start fewer.'
     )
+  check_devices(c, mesh)
+
+
+def check_devices(c, mesh):
+  """Refuses batches that the devices cannot share.
+
+  Args:
+    c: every setting.
+    mesh: the devices.
+
+  Raises:
+    UserError: in one line.
+  """
   batches = {}
   if c.rounds:
     batches['train.target_batch'] = c.train.target_batch

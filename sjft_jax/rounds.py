@@ -129,15 +129,18 @@ def run(c, workdir, mesh, donors=()):
 
 def _end_round(c, directory, budget_q, posterior_qc, test_nc, target, test):
   """Has what a round found out written; returns the next round's K."""
+  # More than the cap adds nothing, and may be too much for int32.
+  most = c.budget.maximum
+  wrong, unsure = c.hardness.add_wrong, c.hardness.add_unsure
   next_q = np.asarray(
     hardness.next_budget(
       budget_q,
       posterior_qc,
       target.labels,
-      add_wrong=round(c.hardness.add_wrong * c.budget.initial),
-      add_unsure=round(c.hardness.add_unsure * c.budget.initial),
+      add_wrong=min(round(wrong * c.budget.initial), most),
+      add_unsure=min(round(unsure * c.budget.initial), most),
       min_entropy=c.hardness.min_entropy,
-      maximum=c.budget.maximum,
+      maximum=most,
     )
   )
   # One that is there may be read by others just now.

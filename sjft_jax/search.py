@@ -53,7 +53,7 @@ _COUNTED_PART = 4
 # Images of a shard that may be read a second time, before it is an outage.
 _AGAIN = 32
 # Of shards: another one where the digits of distances differ, or what is kept.
-BUILD = 2
+BUILD = 3
 
 
 @dataclasses.dataclass

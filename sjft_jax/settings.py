@@ -1,6 +1,8 @@
 """Settings that make no sense are refused before anything is made of them."""
 
 import functools
+import math
+import numbers
 import operator
 
 from sjft_jax import (
@@ -63,6 +65,11 @@ AT_LEAST = {
 }  # fmt: skip
 # Largest value, or the setting that holds it.
 AT_MOST = {
+  # What random generators take.
+  'seed': 2**32 - 1,
+  'pretrain.seed': 2**32 - 1,
+  # A round adds at most as much again, in int32.
+  'budget.maximum': 2**30,
   'max_bad_fraction': 1,
   'guard.screen': 1,
   'guard.confirm': 1,
@@ -78,6 +85,8 @@ BELOW_ONE = (
 FILES = ('model.weights', 'describe.weights', 'describe.edges')
 # Caches are written in pieces, or by libraries that know disks alone.
 ON_DISK = ('guard.cache', 'search.cache')
+# Entropy that no image reaches: none is unsure.
+UNBOUNDED = ('hardness.min_entropy',)
 ABOVE_ZERO = (
   'optim.learning_rate',
   'optim.factor',
@@ -106,7 +115,9 @@ def check(c):
     need(_value(c, name) in choices, name, f'one of {", ".join(choices)}')
   for least, names in AT_LEAST.items():
     for name in names:
-      need(_value(c, name) >= least, name, f'at least {least}')
+      value = _value(c, name)
+      good = _is_finite(value) or name in UNBOUNDED
+      need(good and value >= least, name, f'at least {least}')
   for name, bound in AT_MOST.items():
     most, of = bound, ''
     if isinstance(bound, str):
@@ -115,8 +126,10 @@ def check(c):
   for name in BELOW_ONE:
     need(_value(c, name) < 1, name, 'below 1')
   for name in ABOVE_ZERO:
-    need(_value(c, name) > 0, name, 'above 0')
-  need(round(64 * c.model.width) >= 1, 'model.width', 'at least 0.01')
+    need(_is_above_zero(_value(c, name)), name, 'above 0')
+  width = c.model.width
+  wide = _is_finite(width) and round(64 * width) >= 1
+  need(wide, 'model.width', 'at least 0.01')
   if c.model.trunk in conv_bank.NETWORKS:
     plain = f'1.0, since {c.model.trunk} has one width'
     need(c.model.width == 1, 'model.width', plain)
@@ -178,7 +191,13 @@ def check(c):
   )
   for name in ('optim.round_factors', 'evaluate.scales'):
     factors = _value(c, name)
-    need(factors and min(factors) > 0, name, 'factors above 0, as (1.0, 0.5)')
+    good = factors and all(map(_is_above_zero, factors))
+    need(good, name, 'factors above 0, as (1.0, 0.5)')
+  need(
+    all(isinstance(name, str) for name in c.optim.frozen),
+    'optim.frozen',
+    "names of parameters, as ('trunk/res2*',)",
+  )
   if c.optim.schedule == 'cosine':
     need(
       c.optim.warmup < c.train.steps,
@@ -211,6 +230,16 @@ def check(c):
     paths.on_disk(_value(c, name), f'{name}, a cache,')
   if wrong:
     raise UserError(f'{"; ".join(wrong)}.')
+
+
+def _is_finite(value) -> bool:
+  return isinstance(value, numbers.Integral) or (
+    isinstance(value, numbers.Real) and math.isfinite(value)
+  )
+
+
+def _is_above_zero(value) -> bool:
+  return _is_finite(value) and value > 0
 
 
 def _value(c, name):

@@ -90,6 +90,12 @@ def check(c, arm, own):
       'tune.steps needs optim.schedule=cosine, which ends with a round whatever'
       f' its length; came {own.optim.schedule}.'
     )
+  for steps in values['steps']:
+    if steps % own.rounds:
+      raise UserError(
+        f'tune.steps needs lengths that the {own.rounds} rounds of arms.{arm} '
+        f'share evenly; came {steps}.'
+      )
   weights = list(tune_.source_weights)
   falling = sorted(set(weights), reverse=True)
   # NaN is in no order.

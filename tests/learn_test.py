@@ -174,6 +174,13 @@ def test_a_frozen_part_that_does_not_exist_is_refused_at_once(tmp_path):
     learn.check(c, mesh.make(), tmp_path)
 
 
+def test_something_is_left_to_learn(tmp_path):
+  for frozen in (('*',), ('trunk', 'target_head', 'source_head')):
+    with pytest.raises(UserError, match='leaves nothing of the network'):
+      learn.check(settings(optim__frozen=frozen), mesh.make(), tmp_path)
+  learn.check(settings(optim__frozen=('trunk',)), mesh.make(), tmp_path)
+
+
 def test_a_network_is_fed_what_its_weights_want(tmp_path):
   devices = mesh.make(jax.devices()[:1])
   plain = learn.Learner(settings(), 2, 3, devices, tmp_path / 'plain')

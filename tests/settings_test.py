@@ -29,6 +29,16 @@ from sjft_jax.errors import UserError
     ('distill.temperature', 0.0, 'above 0'),
     ('budget.depth', 999, r'1000 \(budget.maximum\)'),
     ('train.source_batch', 5, r'10 \(train.target_batch\)'),
+    ('model.width', float('nan'), 'at least'),
+    ('model.width', float('inf'), 'at least'),
+    ('evaluate.scales', ('a',), 'factors'),
+    ('evaluate.scales', (float('inf'),), 'factors'),
+    ('optim.round_factors', ('a',), 'factors'),
+    ('optim.frozen', (3,), 'names of parameters'),
+    ('optim.learning_rate', float('inf'), 'above 0'),
+    ('hardness.add_wrong', float('inf'), 'at least 0'),
+    ('budget.maximum', 2**40, 'at most'),
+    ('seed', 2**64, 'at most'),
   ],
 )
 def test_what_could_only_fail_is_refused(name, value, said):

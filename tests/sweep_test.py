@@ -32,6 +32,10 @@ from tests import digits
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+def one_device():
+  return mesh.make(jax.devices()[:1])
+
+
 def small():
   """Digits, two images a class, and 60 of MNIST; one network for all arms."""
   c = default.get_config()
@@ -111,7 +115,7 @@ def finished(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('sweep') / 'whole'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(rounds, 'run', answer_at_random)
-    experiment.run(small(), workdir, None)
+    experiment.run(small(), workdir, one_device())
   return workdir
 
 
@@ -172,7 +176,7 @@ def test_trials_are_among_the_seconds_also_of_a_resumed_sweep(
   (workdir / 'results.json').unlink()
   (workdir / 'tuning.json').unlink()
   monkeypatch.setattr(rounds, 'run', answer_at_random)
-  experiment.run(small(), workdir, None)
+  experiment.run(small(), workdir, one_device())
   assert json.loads((workdir / 'results.json').read_text()) == whole
 
 
@@ -333,7 +337,7 @@ def test_an_arm_may_be_tuned_alone(tmp_path, monkeypatch):
   c = small()
   c.seeds, c.tune.folds = 2, 0
   c.arms.picked.tune = dict(folds=2)
-  value = arms.compare(c, tmp_path, None)
+  value = arms.compare(c, tmp_path, one_device())
   assert list(value['tuning']) == ['picked']
   path = tmp_path / 'runs' / 'plain-0' / 'config.json'
   settings = json.loads(path.read_text())['settings']
@@ -419,14 +423,33 @@ def test_values_are_not_needed_of_what_all_arms_set():
   arms.check(c)
 
 
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'optim': {'frozen': ('trunk/res9*',)}}, "arms.plain: .*'trunk/res9.'"),
+    ({'train': {'target_batch': 9}}, 'arms.plain: .* must be a multiple'),
+  ],
+)
+def test_the_last_arm_is_refused_before_the_first_begins(
+  tmp_path, monkeypatch, changes, said
+):
+  monkeypatch.setattr(rounds, 'run', answer_at_random)
+  c = small()
+  c.order, c.tune.folds = (), 0
+  c.arms.plain.set = dict(selection='none') | changes
+  with pytest.raises(UserError, match=said):
+    arms.compare(c, tmp_path, mesh.make(jax.devices()[:2]))
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_title_may_be_mended_in_a_resumed_sweep(tmp_path, monkeypatch):
   monkeypatch.setattr(rounds, 'run', answer_at_random)
   c, workdir = small(), tmp_path / 'sweep'
   c.seeds, c.tune.folds = 2, 0
   c.arms.picked.title, c.arms.picked.published = 'Pikced', 125
-  experiment.run(c, workdir, None)
+  experiment.run(c, workdir, one_device())
   c.arms.picked.title, c.arms.picked.published = 'Picked', 12.5
-  experiment.run(c, workdir, None)
+  experiment.run(c, workdir, one_device())
   value = results(workdir)['arms']['picked']
   assert (value['title'], value['published']) == ('Picked', 12.5)
   page = workdir / 'report' / 'index.html'
@@ -437,7 +460,7 @@ def test_a_title_may_be_mended_in_a_resumed_sweep(tmp_path, monkeypatch):
   shutil.rmtree(workdir / 'report')
   c.arms.both.all_rounds = False
   with pytest.raises(UserError, match=r'arms\.both\.all_rounds was True'):
-    experiment.run(c, workdir, None)
+    experiment.run(c, workdir, one_device())
 
 
 def test_a_killed_sweep_does_no_finished_run_again(
@@ -509,7 +532,9 @@ def test_the_page_is_of_the_images_that_its_run_had(tmp_path):
     ({'arms.both.distilled': True}, 'distill.steps above 0 in picked'),
     ({'tune.folds': 1}, 'folds >= 2'),
     ({'tune.learning_rates': ()}, 'values of learning_rates'),
-    ({'tune.steps': (1,)}, 'train.steps must be at least 1'),
+    ({'tune.steps': (0,)}, 'train.steps must be at least 1'),
+    ({'tune.steps': (4, 5)}, 'that the 2 rounds of arms.p.* evenly; came 5'),
+    ({'arms': {'a/b': {'title': 'A'}}, 'order': ()}, "digits; came 'a/b'"),
     ({'tune.learning_rates': (0.0,)}, 'learning_rate must be above 0'),
     ({'optim.warmup': 1}, 'optim.warmup must be below 1'),
     ({'optim.schedule': 'step'}, 'schedule=cosine'),
@@ -553,7 +578,7 @@ def test_arms_that_make_no_sense_are_refused(changes, said):
 def test_rounds_share_the_updates():
   c = small()
   c.rounds = 5
-  tuning.apply(c, c.tune, steps=23, learning_rate=0.5)
+  tuning.apply(c, c.tune, steps=20, learning_rate=0.5)
   assert (c.train.steps, c.optim.learning_rate) == (4, 0.5)
 
 
@@ -579,7 +604,7 @@ def test_one_run_is_no_sweep(tmp_path, config):
 
 def test_a_second_start_is_refused_while_the_first_one_works(tmp_path):
   with workdirs.held(tmp_path), pytest.raises(UserError, match='is in use'):
-    experiment.run(small(), tmp_path, None)
+    experiment.run(small(), tmp_path, one_device())
   assert not list(tmp_path.iterdir())
 
 
@@ -587,7 +612,7 @@ def test_a_comparison_has_seeds_of_its_own(tmp_path):
   c = small()
   c.seed = 3
   with pytest.raises(UserError, match='leave seed=3 out') as error:
-    experiment.run(c, tmp_path / 'run', None)
+    experiment.run(c, tmp_path / 'run', one_device())
   assert '\n' not in str(error.value)
   assert not (tmp_path / 'run').exists()
 
@@ -601,5 +626,5 @@ def test_files_that_an_arm_lacks_are_missed_before_the_first_runs(
   lacking = dict(describe=dict(bank='conv', weights='/nowhere'))
   c.arms.picked = ConfigDict(dict(title='Lacking', set=lacking))
   with pytest.raises(UserError, match='/nowhere'):
-    experiment.run(c, tmp_path, None)
+    experiment.run(c, tmp_path, one_device())
   assert not (tmp_path / 'runs').exists()

@@ -70,7 +70,7 @@ def table(
   """
   # Named by its files alone, as runs call one set differently.
   key = _key(dataset, start, stop)[:24]
-  directory = cache / f'{key}-{FORMAT}.{preprocess.PIXELS}'
+  directory = cache / f'{key}-{FORMAT}.{preprocess.PIXELS_VERSION}'
   name = str(dataset.ids[start]).partition(':')[0]
   with progress.bar(stop - start, f'hash {name}') as bar:
     for first in range(start, stop, PART):

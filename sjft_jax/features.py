@@ -47,13 +47,12 @@ def find(c, target, source, directory, *, mesh, donors=()):
   finished, key = directory / NAME, _key(c, target, source)
 
   def search():
-    for donor in map(paths.path, donors):
-      theirs = donor / NAME
-      if directory.exists() or not theirs.exists():
-        continue
-      if files.read_json(theirs)['key'] == key:
-        with files.building(directory, NAME) as beside:
-          files.copy_tree(donor, beside)
+    files.adopt(
+      directory,
+      NAME,
+      donors,
+      lambda donor: files.read_json(donor / NAME)['key'] == key,
+    )
     if finished.exists() and files.read_json(finished)['key'] != key:
       raise UserError(
         f'{directory} holds a search of other images, weights or settings, '

@@ -166,6 +166,28 @@ def copy_tree(source, directory) -> None:
   paths.get([(source / name, directory / name) for name in names])
 
 
+def adopt(directory, last: str, donors, is_same) -> bool:
+  """Copies to `directory`, if it is not there, what a donor has of the same.
+
+  Args:
+    directory: the path.
+    last: as in `building`.
+    donors: directories that may hold it, in the order in which they are asked.
+    is_same: function of a donor in which `last` is.
+
+  Returns:
+    Whether it was copied.
+  """
+  if paths.path(directory).exists():
+    return False
+  for donor in map(paths.path, donors):
+    if (donor / last).exists() and is_same(donor):
+      with building(directory, last) as beside:
+        copy_tree(donor, beside)
+      return True
+  return False
+
+
 def opened(path):
   """A file open for reading bytes at any place; of a store, all in memory."""
   path = paths.path(path)

@@ -71,11 +71,13 @@ def withhold(c, train, test, pool, workdir, donors=()):
     if _record(workdir):
       return
     paths.remove_tree(directory)
-    donor = next((d for d in donors if _record(d).get('key') == key), None)
-    with files.building(directory, 'record.json') as beside:
-      if donor:
-        files.copy_tree(paths.path(donor) / 'guard', beside)
-      else:
+    if not files.adopt(
+      directory,
+      'record.json',
+      [paths.path(donor) / 'guard' for donor in donors],
+      lambda donor: _record(donor.parent).get('key') == key,
+    ):
+      with files.building(directory, 'record.json') as beside:
         _check(c, train, test, pool, beside, key)
 
   # By one process: what it waits for is mostly the disk, and its cache.

@@ -183,11 +183,12 @@ class Learner:
     trunk = directory / 'trunk.safetensors'
 
     def is_finished():
-      for donor in donors:
-        theirs = donor / 'pretrain' / 'key.json'
-        if not directory.exists() and files.read_json(theirs, None) == key:
-          with files.building(directory, trunk.name) as beside:
-            files.copy_tree(donor / 'pretrain', beside)
+      files.adopt(
+        directory,
+        trunk.name,
+        [donor / 'pretrain' for donor in donors],
+        lambda donor: files.read_json(donor / 'key.json', None) == key,
+      )
       if trunk.exists():
         # Of a start that was killed between the two.
         paths.remove_tree(directory / 'checkpoint')

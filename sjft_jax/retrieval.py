@@ -80,14 +80,10 @@ def find(c, target, source, directory, *, mesh, donors=()) -> Neighbours:
   finished = directory / certificate.NAME
 
   def is_finished():
-    for donor in map(paths.path, donors):
-      theirs = donor / certificate.NAME
-      if directory.exists() or not theirs.exists():
-        continue
-      if _is_like(donor, key):
-        with files.building(directory, certificate.NAME) as beside:
-          files.copy_tree(donor, beside)
-        return True
+    if files.adopt(
+      directory, certificate.NAME, donors, lambda donor: _is_like(donor, key)
+    ):
+      return True
     _claim(directory, key)
     if finished.exists():
       certificate.read(directory)

@@ -279,6 +279,18 @@ def test_changed_images_and_unfinished_runs_are_refused(workdir, tmp_path):
     selected.load(run)
 
 
+@pytest.mark.parametrize('kind', ['folder', 'tar', 'tfds'])
+def test_what_is_no_image_any_more_is_named(workdir, tmp_path, kind):
+  run, *_ = workdir
+  selection = selected.load(run)
+  path = tmp_path / 'source' / NAMES[0]
+  # What is compared are names and sizes.
+  path.write_bytes(b'?' * path.stat().st_size)
+  with pytest.raises(UserError, match=r'main:a/x.jpg .* not an image any'):
+    export_formats.FORMATS[kind](selection, tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+
+
 @pytest.mark.parametrize('name', [certificate.NAME, *certificate.FILES])
 def test_an_altered_search_is_refused(workdir, name):
   run, *_ = workdir
@@ -316,8 +328,28 @@ def test_the_command_writes_once(workdir, tmp_path):
   assert 'exists already' in again.stderr
 
 
+def test_a_taken_name_is_asked_for_once_and_gets_the_next_number():
+  looks = 0
+
+  class Counted(dict):
+    def __contains__(self, key):
+      nonlocal looks
+      looks += 1
+      return super().__contains__(key)
+
+  used = Counted()
+  names = [export_formats._free(n, '.png', used) for n in ['a', 'A'] * 500]
+  assert names[:4] == ['a.png', 'A~2.png', 'a~3.png', 'A~4.png']
+  assert len({name.lower() for name in names}) == 1000
+  assert looks <= 2 * 1000
+  # What looks like a number of ours may be a file's own name.
+  used = {}
+  names = [export_formats._free(n, '', used) for n in ('x~2', 'x', 'x', 'x~2')]
+  assert names == ['x~2', 'x', 'x~3', 'x~2~2']
+
+
 def test_no_name_is_longer_than_a_file_system_takes():
-  used, name = set(), '漢' * 84
+  used, name = {}, '漢' * 84
   folders = export_formats._distinct([export_formats._safe(name)] * 2)
   for suffix in ('.webp', '.webp'):
     stem = export_formats._safe(name)

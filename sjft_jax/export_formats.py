@@ -143,7 +143,15 @@ def to_tfds(selection: Selection, out: pathlib.PurePath) -> None:
         'image': data,
         'label': pool.labels[i],
         'file_name': str(pool.ids[i]),
-        'pairs': [{name: row[name] for name in pair} for row in pairs],
+        'pairs': [
+          {
+            'target_id': row['target_id'],
+            'target_label': row['target_label'],
+            'rank': -1 if row['rank'] is None else row['rank'],
+            'distance': np.nan if row['rank'] is None else row['distance'],
+          }
+          for row in pairs
+        ],
       }
 
   with files.building(out, 'dataset_info.json') as beside:
@@ -156,9 +164,11 @@ def to_tfds(selection: Selection, out: pathlib.PurePath) -> None:
       features,
       [info],
       version='1.0.0',
-      description='Source images selected by sjft_jax, each with its pairs: '
-      'the target images that it is a neighbour of, its rank among theirs (0 = '
-      'nearest) and the distance in nats.',
+      description=f'Source images selected by sjft_jax ({selection.of}), each '
+      'with its pairs: the target images that draw it, its rank among their '
+      'neighbours (0 = nearest) and the distance in nats (by features, without '
+      'unit); -1 and NaN where it is none of those that were found. Without '
+      'pairs every target image draws it.',
       supervised_keys=('image', 'label'),
     )
 

@@ -1,10 +1,12 @@
 """Which source images stand behind every target image, round after round."""
 
+import csv
 import dataclasses
 
 import numpy as np
 
 from sjft_jax import (
+  certificate,
   features,
   files,
   intake,
@@ -81,6 +83,35 @@ def stage(c, target, pool, workdir, mesh, donors):
     files.write_json(paths.path(workdir) / SOURCE_CLASSES, names)
   labels = relabelled[pool.labels]
   return draw, dataclasses.replace(pool, labels=labels, classes=names)
+
+
+def again(c, workdir, target, pool, index_qk, budget_q):
+  """What a run's target images drew from at a budget, by the files it left.
+
+  Args:
+    c: every setting of the run.
+    workdir: its directory.
+    target: data set of the target training images, as it was searched.
+    pool: the source, as it was searched.
+    index_qk: as in `Found`, but as deep as the search was.
+    budget_q: K of every target image, int [q].
+
+  Returns:
+    (`Found`, `Candidates`).
+
+  Raises:
+    UserError: as `drawn`.
+  """
+  workdir = paths.path(workdir)
+  bad, listed = (), workdir / 'bad_images.csv'
+  if index_qk is not None:
+    stored = files.read_json(workdir / 'selection' / MARKS[c.selection], {})
+    bad = stored.get('unreadable', ())
+  elif listed.exists():
+    with files.opened_text(listed) as file:
+      bad = [row['id'] for row in csv.DictReader(file)]
+  found = what_was_found(c, target, pool, index_qk, bad)
+  return found, drawn(c, found, target.ids, budget_q)
 
 
 def what_was_found(c, target, pool, index_qk, bad):
@@ -313,8 +344,12 @@ RULES = {
 # What holds all that a rule can choose at any K; by default its own choice at
 # the largest.
 WIDEST = {labelled: neighbours, classes: everything}
+# With these all target images draw from the same list.
+SHARED = ('classes', 'random', 'all')
 # These need the search by low-level descriptors; `features` has its own.
 SEARCHED = ('neighbours', 'labelled', 'classes', 'random')
+# The file of selection/ by which one knows that its search is finished.
+MARKS = dict.fromkeys(SEARCHED, certificate.NAME) | {'features': features.NAME}
 
 
 def selected(candidates) -> np.ndarray:

@@ -18,7 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import folders
-from sjft_jax import experiment, learn, mesh, paths, round_files, rounds
+from sjft_jax import (
+  experiment,
+  learn,
+  mesh,
+  paths,
+  round_files,
+  rounds,
+  selected,
+)
 from sjft_jax.data import datasets
 from sjft_jax.errors import UserError
 from sjft_jax.models import weight_files
@@ -167,6 +175,16 @@ def test_a_run_leaves_what_the_readme_says(finished):
     (finished / 'selection' / 'certificate.json').read_text()
   )
   assert certificate['source_images_seen'] == certificate['source_images']
+
+
+def test_what_each_round_borrowed_can_be_exported(finished):
+  for r in results(finished)['rounds']:
+    chosen = selected.load(finished, of_round=r['round'])
+    labels = chosen.pool.labels[chosen.index]
+    assert r['images_selected'] == {'main': len(chosen.index)}
+    assert r['classes_selected'] == {'main': len(set(labels.tolist()))}
+    many = np.bincount(chosen.target_n, minlength=len(chosen.target))
+    assert many.mean() == r['mean_k']
 
 
 def test_the_page_shows_what_the_run_found(finished):

@@ -9,13 +9,20 @@ import sys
 from sjft_jax import paths
 from sjft_jax.errors import UserError
 
-# What the machine, not the program, has too little of.
+# What the machine lacks, or a path asks of it in vain, is no fault of the
+# program.
 _MACHINE = {
   errno.ENOSPC: 'free some space',
   errno.EDQUOT: 'free some space',
   errno.EROFS: 'name a place that can be written to',
   errno.EACCES: 'give yourself the right to it, or name another place',
+  # Of a path that a user gave: a file stands where a directory is needed.
+  errno.ENOTDIR: 'name a place that lies in a directory, not in a file',
+  errno.ENAMETOOLONG: 'give a shorter name',
 }
+# What is to be done after Control-C.
+_AGAIN = 'give the same command again.'
+GOES_ON = 'the same command goes on from here.'
 
 
 def parser(name, doc, of_a_run=False) -> argparse.ArgumentParser:
@@ -40,13 +47,15 @@ def parser(name, doc, of_a_run=False) -> argparse.ArgumentParser:
   return made
 
 
-def guarded(work, *args) -> int:
+def guarded(work, *args, interrupted=_AGAIN) -> int:
   """Runs `work`; what the user can put right is one line and exit code 2.
 
   Args:
     work: the command. A fault of the program passes through, as does
       `preemption.Preemption`.
     *args: of `work`.
+    interrupted: the end of the sentence that is said after Control-C; `GOES_ON`
+      of a command that resumes.
 
   Returns:
     The exit code: 0, 2, 130 after Control-C, or 141 where nobody reads on.
@@ -62,7 +71,7 @@ def guarded(work, *args) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
   except KeyboardInterrupt:
-    print('\nInterrupted; the same command goes on from here.', file=sys.stderr)
+    print(f'\nInterrupted; {interrupted}', file=sys.stderr)
     return 130
   except Exception as error:
     mend = _machine_mend(error)

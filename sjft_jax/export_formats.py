@@ -13,7 +13,6 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from sjft_jax import files, selected
-from sjft_jax.data import preprocess
 from sjft_jax.errors import UserError
 from sjft_jax.selected import Selection
 
@@ -61,12 +60,13 @@ def to_folder(selection: Selection, out: pathlib.PurePath) -> None:
 
 def _write_images(selection, directory):
   """Writes every image when its row of images.csv is asked for."""
-  pool, used = selection.pool, set()
+  pool, used = selection.pool, {}
   folders = _distinct(map(_safe, pool.classes))
   for i, data in selected.images(selection):
     label = pool.labels[i]
     stem = _safe(re.sub(r'\.\w+$', '', pool.ids[i].rpartition('/')[2]))
-    name = _free(f'{folders[label]}/{stem}', _suffix(data), used)
+    suffix = _suffix(data, pool.ids[i])
+    name = _free(f'{folders[label]}/{stem}', suffix, used)
     path = directory / 'images' / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -94,7 +94,7 @@ def to_tar(selection: Selection, out: pathlib.PurePath) -> None:
           }
           text = json.dumps(description, ensure_ascii=False).encode()
           name = f'{shard * SHARD + n:09d}'
-          _add(tar, f'{name}{_suffix(data)}', data)
+          _add(tar, f'{name}{_suffix(data, pool.ids[i])}', data)
           _add(tar, f'{name}.cls', str(label).encode())
           _add(tar, f'{name}.json', text)
 
@@ -135,28 +135,40 @@ def to_tfds(selection: Selection, out: pathlib.PurePath) -> None:
       'pairs': tfds.features.Sequence(pair),
     }
   )
-  examples = (
-    {
-      'image': data,
-      'label': pool.labels[i],
-      'file_name': str(pool.ids[i]),
-      'pairs': [{name: row[name] for name in pair} for row in pairs],
-    }
-    for i, data, pairs in selected.samples(selection)
-  )
+
+  def examples():
+    for i, data, pairs in selected.samples(selection):
+      _suffix(data, pool.ids[i])  # TFDS would take any bytes.
+      yield {
+        'image': data,
+        'label': pool.labels[i],
+        'file_name': str(pool.ids[i]),
+        'pairs': [
+          {
+            'target_id': row['target_id'],
+            'target_label': row['target_label'],
+            'rank': -1 if row['rank'] is None else row['rank'],
+            'distance': np.nan if row['rank'] is None else row['distance'],
+          }
+          for row in pairs
+        ],
+      }
+
   with files.building(out, 'dataset_info.json') as beside:
     beside.mkdir()
     info = recorded.write_split(
-      beside, 'selection', 'train', features, examples, len(selection.index)
+      beside, 'selection', 'train', features, examples(), len(selection.index)
     )
     recorded.write_metadata(
       beside,
       features,
       [info],
       version='1.0.0',
-      description='Source images selected by sjft_jax, each with its pairs: '
-      'the target images that it is a neighbour of, its rank among theirs (0 = '
-      'nearest) and the distance in nats.',
+      description=f'Source images selected by sjft_jax ({selection.of}), each '
+      'with its pairs: the target images that draw it, its rank among their '
+      'neighbours (0 = nearest) and the distance in nats (by features, without '
+      'unit); -1 and NaN where it is none of those that were found. Without '
+      'pairs every target image draws it.',
       supervised_keys=('image', 'label'),
     )
 
@@ -178,26 +190,39 @@ def _safe(name) -> str:
 
 
 def _distinct(names) -> list[str]:
-  used = set()
+  used = {}
   return [_free(name, '', used) for name in names]
 
 
 def _free(name, suffix, used) -> str:
-  """The name, or name~2, name~3, ... where it is taken; now it is."""
-  found, n = name + suffix, 1
+  """The name, or name~2, name~3, ... where it is taken; now it is.
+
+  `used` holds the names that are taken, each with the number that comes next.
+  """
   # Some file systems do not tell upper and lower case apart.
+  wanted = (name + suffix).lower()
+  found, n = name + suffix, used.get(wanted, 2)
   while found.lower() in used:
-    n += 1
     found = f'{name}~{n}{suffix}'
-  used.add(found.lower())
+    n += 1
+  used[wanted] = n
+  used.setdefault(found.lower(), 2)
   return found
 
 
-def _suffix(data) -> str:
+def _suffix(data, name) -> str:
+  """What the file of an image ends with, by its first bytes.
+
+  Raises:
+    UserError: if it is no image (it was one when the run looked at it, and has
+      kept its size, which is all that is compared).
+  """
   for suffix, pattern in _SUFFIXES:
     if re.match(pattern, data, re.DOTALL):
       return suffix
-  raise preprocess.BadImage('not an image')
+  raise UserError(
+    f'{name} was selected, and is not an image any more. Restore it.'
+  )
 
 
 def _add(tar, name, data):

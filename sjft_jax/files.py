@@ -6,6 +6,7 @@ objects alone, they are written on the disk and then put.
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -51,7 +52,7 @@ def replacing(path, mode: str = 'wb', shared: bool = False):
         yield file
       paths.put([(beside, path)])
     return
-  path.parent.mkdir(parents=True, exist_ok=True)
+  _make(path.parent)
   beside = _beside(path)
   if shared:
     own = f'{socket.gethostname()}-{os.getpid()}'
@@ -85,7 +86,7 @@ def building(directory, last: str):
       for some in ([n for n in names if n != last], [last]):
         paths.put([(parent / 'whole' / n, directory / n) for n in some])
     return
-  directory.parent.mkdir(parents=True, exist_ok=True)
+  _make(directory.parent)
   beside = _beside(directory)
   shutil.rmtree(beside, ignore_errors=True)
   try:
@@ -124,6 +125,17 @@ def locked(directory: pathlib.Path, busy: str):
     yield
   finally:
     os.close(handle)
+
+
+def _make(directory):
+  """Makes a directory of the disk, and those above it, where there is none."""
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except FileExistsError as error:
+    # What a file in its place is called where it is not the last one.
+    raise NotADirectoryError(
+      errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory)
+    ) from error
 
 
 def _beside(path):

@@ -55,8 +55,9 @@ def withhold(c, train, test, pool, workdir, donors=()):
     The pool without them; None if there is none.
 
   Raises:
-    UserError: if the directory holds the check of other data sets, or if an
-      image of the target, or too many of the source, cannot be read now.
+    UserError: if the directory holds the check of other data sets, if an image
+      of the target, or too many of the source, cannot be read now, or if no
+      source image is left.
   """
   if pool is None:
     return None
@@ -89,6 +90,16 @@ def withhold(c, train, test, pool, workdir, donors=()):
       f'{directory} holds the check of other images or settings than these. '
       'Choose another --workdir.'
     )
+  left = pool.without(record['withheld'])
+  if not len(left):
+    # What comes later would ask for neighbours, or draw batches, of nothing.
+    why = 'repeat test' + ' or training' * c.guard.withhold_train + ' images'
+    why += ' or could not be read' * bool(record.get('source_images_unread'))
+    lists = 'quarantine.csv' + ' and repeats.csv' * c.guard.withhold_train
+    raise UserError(
+      f'All {len(pool)} source images {why}, see {directory / lists}: give '
+      'another source.'
+    )
   if record['test_images_exposed']:
     print(
       f'{record["test_images_exposed"]} of {len(test)} test images are in the '
@@ -102,7 +113,7 @@ def withhold(c, train, test, pool, workdir, donors=()):
       f'and are withheld, too: see {directory / "record.json"}.',
       flush=True,
     )
-  return pool.without(record['withheld'])
+  return left
 
 
 def remaining(pool, workdir):

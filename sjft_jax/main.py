@@ -154,7 +154,7 @@ def run(argv, accept=lambda c: None) -> int:
   code, stopped, fault = 1, None, None
   preemption.listen()
   try:
-    code = command.guarded(_work, argv, accept)
+    code = command.guarded(_work, argv, accept, interrupted=command.GOES_ON)
   except preemption.Preemption as stop:
     code, stopped = 0, stop
   except Exception as error:

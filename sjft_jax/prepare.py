@@ -217,4 +217,4 @@ def _work(argv):
 
 
 if __name__ == '__main__':
-  sys.exit(command.guarded(_work, sys.argv))
+  sys.exit(command.guarded(_work, sys.argv, interrupted=command.GOES_ON))

@@ -61,7 +61,7 @@ def run(c, workdir, mesh, donors=()):
     candidates, drawable = selection.stage(
       c, target, pool, workdir, mesh, donors
     )
-  source_classes = len(drawable.classes) if pool else 0
+  source_classes = len(drawable.classes) if pool is not None else 0
   learner = learn.Learner(c, len(target.classes), source_classes, mesh, workdir)
   start = weights = drawn = None
   if c.rounds:

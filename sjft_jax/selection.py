@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sjft_jax import (
+  certificate,
   features,
   files,
   intake,
@@ -14,6 +15,7 @@ from sjft_jax import (
   progress,
   retrieval,
 )
+from sjft_jax.data import bad_images
 from sjft_jax.data.pipelines import Candidates
 from sjft_jax.errors import UserError
 
@@ -82,6 +84,33 @@ def stage(c, target, pool, workdir, mesh, donors):
     files.write_json(paths.path(workdir) / SOURCE_CLASSES, names)
   labels = relabelled[pool.labels]
   return draw, dataclasses.replace(pool, labels=labels, classes=names)
+
+
+def again(c, workdir, target, pool, index_qk, budget_q):
+  """What a run's target images drew from at a budget, by the files it left.
+
+  Args:
+    c: every setting of the run.
+    workdir: its directory.
+    target: data set of the target training images, as it was searched.
+    pool: the source, as it was searched.
+    index_qk: as in `Found`, but as deep as the search was.
+    budget_q: K of every target image, int [q].
+
+  Returns:
+    (`Found`, `Candidates`).
+
+  Raises:
+    UserError: as `drawn`.
+  """
+  workdir = paths.path(workdir)
+  bad = bad_images.read(workdir / 'bad_images.csv')
+  if index_qk is not None:
+    mark = RULES[c.selection].mark
+    stored = files.read_json(workdir / 'selection' / mark, {})
+    bad = stored.get('unreadable', ())
+  found = what_was_found(c, target, pool, index_qk, bad)
+  return found, drawn(c, found, target.ids, budget_q)
 
 
 def what_was_found(c, target, pool, index_qk, bad):
@@ -298,6 +327,9 @@ def without_rare_classes(candidates, label_n, least, target_ids):
   return candidates
 
 
+_MARKS = {'descriptors': certificate.NAME, 'features': features.NAME}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
   """What a value of the setting `selection` means.
@@ -308,12 +340,19 @@ class Rule:
   searched: by what nearest images are searched, 'descriptors' or 'features';
     '': there is no search.
   counted: whether budget.images may say how many images are chosen.
+  shared: whether all target images draw from the same list.
   """
 
   choose: Callable[[Found, np.ndarray], Candidates] | None = None
   widest: Callable[[Found, np.ndarray], Candidates] | None = None
   searched: str = ''
   counted: bool = False
+  shared: bool = False
+
+  @property
+  def mark(self) -> str:
+    """The file of selection/ that a finished search leaves; '' without one."""
+    return _MARKS.get(self.searched, '')
 
 
 RULES = {
@@ -321,10 +360,16 @@ RULES = {
   'features': Rule(choose=neighbours, searched='features', counted=True),
   'labelled': Rule(choose=labelled, widest=neighbours, searched='descriptors'),
   'classes': Rule(
-    choose=classes, widest=everything, searched='descriptors', counted=True
+    choose=classes,
+    widest=everything,
+    searched='descriptors',
+    counted=True,
+    shared=True,
   ),
-  'random': Rule(choose=random, searched='descriptors', counted=True),
-  'all': Rule(choose=everything),
+  'random': Rule(
+    choose=random, searched='descriptors', counted=True, shared=True
+  ),
+  'all': Rule(choose=everything, shared=True),
   # Has no images to count, and so nothing to refuse.
   'none': Rule(counted=True),
 }

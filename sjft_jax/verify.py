@@ -124,6 +124,8 @@ def _work(argv):
       f'--targets is at least 1 and --sources at least 0, not {args.targets} '
       f'and {args.sources}.'
     )
+  if args.seed < 0:
+    raise UserError(f'--seed is at least 0, not {args.seed}.')
   checked = verify(
     args.workdir, targets=args.targets, sources=args.sources, seed=args.seed
   )

@@ -1,8 +1,11 @@
+import errno
 import os
 import subprocess
 import sys
 
 import pytest
+
+from sjft_jax import command, files, main
 
 
 def guarded(code, **streams):
@@ -40,3 +43,49 @@ def test_a_fault_of_the_program_is_not_hidden():
   done = guarded('lambda: 1 / 0')
   assert done.returncode == 1
   assert 'ZeroDivisionError' in done.stderr
+
+
+def test_control_c_says_what_the_same_command_will_do(capsys, monkeypatch):
+  def work(*args):
+    raise KeyboardInterrupt
+
+  assert command.guarded(work) == 130
+  said = capsys.readouterr().err.strip()
+  assert said == 'Interrupted; give the same command again.'
+  monkeypatch.setattr(main, '_work', work)
+  monkeypatch.setattr(main.preemption, 'listen', lambda: None)
+  monkeypatch.setattr(main.preemption, 'claim', lambda: None)
+  assert main.run(['main']) == 130
+  said = capsys.readouterr().err.strip()
+  assert said == 'Interrupted; the same command goes on from here.'
+
+
+def written(path):
+  files.write_json(path, 1)
+
+
+def built(path):
+  with files.building(path, 'x') as beside:
+    beside.mkdir()
+
+
+@pytest.mark.parametrize('work', [written, built])
+@pytest.mark.parametrize(
+  ('name', 'number'),
+  [
+    ('file/x', errno.ENOTDIR),
+    ('file/x/y', errno.ENOTDIR),
+    # A name of its own is as long as it may be; beside it there is none.
+    ('n' * 252, errno.ENAMETOOLONG),
+    ('n' * 300, errno.ENAMETOOLONG),
+  ],
+)
+def test_a_place_that_cannot_be_is_one_line(
+  tmp_path, capsys, work, name, number
+):
+  (tmp_path / 'file').write_text('')
+  assert command.guarded(work, tmp_path / name) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert f'{os.strerror(number)}: ' in line
+  assert str(tmp_path) in line
+  assert [path.name for path in tmp_path.iterdir()] == ['file']

@@ -193,6 +193,24 @@ def test_accuracy_with_and_without_exposed_images(finished):
   ]
 
 
+def test_a_source_of_test_images_alone_is_refused(root, tmp_path, capsys):
+  c = settings(root, **{'source.main.dir': str(root / 'test')})
+  train, test, pool = opened(c)
+  for _ in range(2):  # From the record, too.
+    with pytest.raises(UserError) as refused:
+      guard.withhold(c, train, test, pool, tmp_path)
+    assert str(refused.value) == (
+      f'All 6 source images repeat test images, see {tmp_path}/guard/'
+      'quarantine.csv: give another source.'
+    )
+  assert len(rows(tmp_path / 'guard' / 'quarantine.csv')) == 6
+  # Nothing but the refusal says what is wrong.
+  assert 'are withheld' not in capsys.readouterr().out
+  c.guard.withhold_train = True
+  with pytest.raises(UserError, match=r'or training images, .*repeats\.csv'):
+    guard.withhold(c, train, test, pool, tmp_path / 'b')
+
+
 def test_switched_off_it_says_so(root, tmp_path, monkeypatch):
   monkeypatch.setattr(repeats, 'find', _refuse)
   c = settings(root, **{'guard.enabled': False})

@@ -28,6 +28,7 @@ from sjft_jax import (
   preflight,
   round_files,
   rounds,
+  selected,
   verify,
 )
 from sjft_jax.command import guarded
@@ -184,6 +185,16 @@ def test_a_run_leaves_what_the_readme_says(finished):
   lines = (finished / 'metrics.jsonl').read_text().splitlines()
   last = {row['round']: row['step'] for row in map(json.loads, lines)}
   assert list(last.items()) == [(-1, 4), (0, 4), (1, 4), (2, 3)]
+
+
+def test_what_each_round_borrowed_can_be_exported(finished):
+  for r in results(finished)['rounds']:
+    chosen = selected.load(finished, of_round=r['round'])
+    labels = chosen.pool.labels[chosen.index]
+    assert r['images_selected'] == {'main': len(chosen.index)}
+    assert r['classes_selected'] == {'main': len(set(labels.tolist()))}
+    many = np.bincount(chosen.target_n, minlength=len(chosen.target))
+    assert many.mean() == r['mean_k']
 
 
 def test_the_page_shows_what_the_run_found(finished):

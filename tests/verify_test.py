@@ -86,6 +86,12 @@ def test_a_sound_search_is_found_sound(finished):
   assert checked['images rightly left out'] > 40
 
 
+def test_a_draw_that_cannot_be_is_refused(finished):
+  for draw in ('--seed=-1', '--targets=0', '--sources=-1'):
+    with pytest.raises(UserError, match='at least'):
+      verify._work(['verify', f'--workdir={finished}', draw])
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_one_altered_byte_is_found(finished, tmp_path, name):
   workdir = tmp_path / 'copy'

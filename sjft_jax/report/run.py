@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from sjft_jax import features, round_files, selection, suspects, tables
+from sjft_jax import round_files, selection, suspects, tables
 from sjft_jax.data import bad_images
 from sjft_jax.report import (
   galleries,
@@ -60,10 +60,9 @@ def context(workdir, target, source) -> dict:
     k_q = np.full(len(target), c.budget.initial)
     k_q = budgets[-1][0] if budgets else k_q
     table = tables.read(pairs, target.ids, source.ids)
-    by_feature = record.read(workdir / 'selection' / features.NAME)
-    bad = (certificate | by_feature).get('unreadable', ())
-    found = selection.what_was_found(c, target, source, table.index_qk, bad)
-    drawn = selection.drawn(c, found, target.ids, k_q)
+    found, drawn = selection.again(
+      c, workdir, target, source, table.index_qk, k_q
+    )
     counts, borrowing = lending.borrowing(drawn, target, source)
     lent = counts | lent
     near_q = selection.neighbours(found, k_q)

@@ -7,7 +7,7 @@ image is listed apart.
 
 import collections
 import contextlib
-import functools
+import itertools
 import pathlib
 
 import cv2
@@ -19,7 +19,7 @@ from sjft_jax.errors import UserError
 
 _SHOWN = 24  # pairs
 _SHOWN_SIDE = 128  # pixels
-_HOW = 'tests', 'similarity'  # columns
+_HOW = 'tests', 'similarity', 'repeated'  # columns
 # What results.json repeats of the record.
 _COUNTS = (
   'checked',
@@ -40,7 +40,8 @@ def withhold(c, train, test, pool, workdir, donors=()):
   source images that repeat test images; repeats.csv, those that repeat
   training images, withheld only if `guard.withhold_train`; pairs/, pictures of
   some rows of quarantine.csv, named by row; target_repeats.csv, target images
-  that repeat each other, of which none is removed.
+  that repeat each other, of which none is removed. In each list an image has
+  one row, with the first image that it repeats and how many it repeats.
 
   Args:
     c: every setting; `guard`, `threads` and `max_bad_fraction` are read.
@@ -210,22 +211,32 @@ def _check(c, train, test, pool, directory, key):
   by_part, counts = {'repeats': [], 'quarantine': [], 'inside': []}, {}
   if c.guard.enabled:
     by_part, counts = _find(c, train, test, pool)
+  firsts = {}
   for name, dataset in (('repeats', train), ('quarantine', test)):
+    firsts[name] = _first(by_part[name])
     rows = [
-      _row(pool.ids[r.source], dataset.ids[r.target], r) for r in by_part[name]
+      _row(pool.ids[r.source], dataset.ids[r.targets[0]], r, many)
+      for r, many in firsts[name]
     ]
     header = 'source_id', 'target_id', *_HOW
     files.write_csv(directory / f'{name}.csv', header, rows)
+  inside = [
+    (one, other, r, many)
+    for one, other, found in by_part['inside']
+    for r, many in _first(found)
+  ]
   rows = [
-    _row(one.ids[r.source], other.ids[r.target], r)
-    for one, other, r in by_part['inside']
+    _row(one.ids[r.source], other.ids[r.targets[0]], r, many)
+    for one, other, r, many in inside
   ]
   header = 'id', 'repeats_id', *_HOW
   files.write_csv(directory / 'target_repeats.csv', header, rows)
   leaks = by_part['quarantine']
-  _draw_pairs(directory / 'pairs', leaks, test, pool)
+  _draw_pairs(
+    directory / 'pairs', [r for r, _ in firsts['quarantine']], test, pool
+  )
   hits = leaks + by_part['repeats'] * c.guard.withhold_train
-  withheld = {str(pool.ids[hit.source]) for hit in hits}
+  withheld = {str(pool.ids[i]) for i in {hit.source for hit in hits}}
   # What nobody could look at is not learnt from.
   parts = ('quarantine', 'repeats')[: 1 + c.guard.withhold_train]
   unread = {
@@ -241,7 +252,7 @@ def _check(c, train, test, pool, directory, key):
       f'{c.max_bad_fraction}. Look after their disk, then give the same '
       'command again.'
     )
-  exposed = sorted({str(test.ids[leak.target]) for leak in leaks})
+  exposed = sorted(str(test.ids[t]) for t in _targets(leaks))
   files.write_json(
     directory / 'record.json',
     {
@@ -251,10 +262,10 @@ def _check(c, train, test, pool, directory, key):
       'test_images': len(test),
       'test_images_exposed': len(exposed),
       'train_images': len(train),
-      'train_images_repeated': len({r.target for r in by_part['repeats']}),
-      'target_pairs': len(by_part['inside']),
+      'train_images_repeated': len(_targets(by_part['repeats'])),
+      'target_pairs': sum(many for *_, many in inside),
       'target_pairs_across_train_and_test': sum(
-        one is not other for one, other, _ in by_part['inside']
+        many for one, other, _, many in inside if one is not other
       ),
       'source_images': len(pool),
       'source_images_withheld': len(withheld),
@@ -274,16 +285,15 @@ def _find(c, train, test, pool):
   """What repeats what, and counts.
 
   Returns:
-    {'repeats': of train, 'quarantine': of test, 'inside': (set, set, repeat)
+    {'repeats': of train, 'quarantine': of test, 'inside': (set, set, repeats)
     of the target itself}, and counts of every comparison.
   """
-  look = functools.partial(
-    repeats.find,
-    screen=c.guard.screen,
-    confirm=c.guard.confirm,
-    cache=cache_directory(c.guard.cache),
-    threads=c.threads,
-  )
+  limits = {
+    'screen': c.guard.screen,
+    'confirm': c.guard.confirm,
+    'threads': c.threads,
+  }
+  cache = cache_directory(c.guard.cache)
   targets = {
     'repeats': repeats.Target(train, c.threads, 'hash target'),
     'quarantine': repeats.Target(test, c.threads, 'hash target test'),
@@ -295,24 +305,38 @@ def _find(c, train, test, pool):
     for name, first, last in zip(
       pool.sources, [0, *stop[:-1]], stop, strict=True
     ):
-      more, counts[part][name] = look(pool, int(first), int(last), target)
+      more, counts[part][name] = repeats.find(
+        pool, int(first), int(last), target, cache=cache, **limits
+      )
       found[part] += more
-  for one, other, target in (
-    (train, train, targets['repeats']),
-    (test, test, targets['quarantine']),
-    (test, train, targets['repeats']),
-  ):
-    more, _ = look(one, 0, len(one), target)
-    found['inside'] += [
-      (one, other, r) for r in more if one is not other or r.source > r.target
-    ]
+  mine, other = targets['repeats'], targets['quarantine']
+  # Those across training and test first: the report shows the first ones.
+  for one, against in ((other, mine), (mine, mine), (other, other)):
+    more = repeats.within(one, against, **limits)
+    found['inside'].append((one.dataset, against.dataset, more))
   return found, counts
 
 
-def _row(one, other, repeat):
+def _first(found):
+  """Of each image its repeat of the lowest target, and how many it repeats."""
+  many, first = collections.Counter(), {}
+  for r in found:
+    many[r.source] += r.repeated
+    first.setdefault(r.source, r)
+  return [(r, many[source]) for source, r in sorted(first.items())]
+
+
+def _targets(found) -> set[int]:
+  """The target images that are repeated."""
+  # Of a file with many copies, once for all the images that repeat it.
+  groups = {r.targets[0]: r.targets for r in found}
+  return set(itertools.chain.from_iterable(groups.values()))
+
+
+def _row(one, other, repeat, many):
   similarity = repeat.similarity
   text = '' if similarity is None else f'{similarity:.4f}'
-  return one, other, '+'.join(repeat.tests), text
+  return one, other, '+'.join(repeat.tests), text, many
 
 
 def _draw_pairs(directory, leaks, test, pool):
@@ -322,7 +346,7 @@ def _draw_pairs(directory, leaks, test, pool):
     with contextlib.suppress(OSError, preprocess.BadImage):
       pair = [
         _fit(preprocess.decode(pool.read(leaks[row].source))),
-        _fit(preprocess.decode(test.read(leaks[row].target))),
+        _fit(preprocess.decode(test.read(leaks[row].targets[0]))),
       ]
       both = np.concatenate(pair, axis=1)[..., ::-1]
       with files.replacing(directory / f'{row:06d}.jpg') as file:

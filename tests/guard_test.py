@@ -79,6 +79,7 @@ def test_what_repeats_a_test_image_is_withheld_and_listed(root, tmp_path):
   assert all(float(r['similarity']) > 0.75 for r in listed)
   (repeat,) = rows(tmp_path / 'guard' / 'repeats.csv')
   assert repeat['source_id'] == 'main:b/training.png'
+  assert repeat['repeated'] == '1'
   assert repeat['target_id'] == 'target:train/b/train-1.png'
   record = json.loads((tmp_path / 'guard' / 'record.json').read_text())
   assert record['test_images_exposed'] == 2
@@ -103,15 +104,46 @@ def test_repeats_inside_the_target_are_listed_and_kept(root, tmp_path):
   listed = rows(tmp_path / 'run' / 'guard' / 'target_repeats.csv')
   first, twice = 'target:train/a/train-0.png', 'target:train/a/twice.png'
   again = 'target:test/b/again.jpg'
-  assert {(r['id'], r['repeats_id']) for r in listed} == {
-    (twice, first),
-    (again, first),
-    (again, twice),
-  }
+  # One row for each image: the first that it repeats, and how many.
+  assert [(r['id'], r['repeats_id'], r['repeated']) for r in listed] == [
+    (again, first, '2'),
+    (twice, first, '1'),
+  ]
   found = guard.exposure(c, tmp_path / 'run', test, [])
   assert found['target_pairs'] == 3
   assert found['target_pairs_across_train_and_test'] == 2
   assert found['test_images_exposed'] == 2
+
+
+def test_the_cache_holds_tables_of_the_source_alone(root, tmp_path):
+  c = settings(root, **{'guard.cache': str(tmp_path / 'hashes')})
+  train, test, pool = opened(c)
+  guard.withhold(c, train, test, pool, tmp_path / 'run')
+  assert len(list((tmp_path / 'hashes').iterdir())) == 1
+
+
+def test_copies_of_a_placeholder_are_a_row_each(root, tmp_path):
+  black = cv2.imencode('.png', np.zeros((16, 16, 3), np.uint8))[1].tobytes()
+  shutil.copytree(root, tmp_path / 'images')
+  for part, count in (('train', 3), ('test', 4), ('source', 5)):
+    for i in range(count):
+      write(tmp_path / 'images', f'{part}/a/black-{i}{part}.png', black)
+  c = settings(tmp_path / 'images')
+  train, test, pool = opened(c)
+  left = guard.withhold(c, train, test, pool, tmp_path / 'run')
+  assert len(pool) - len(left) == len(LEAKS) + 5
+  listed = rows(tmp_path / 'run' / 'guard' / 'quarantine.csv')
+  many = [r['repeated'] for r in listed if 'black' in r['source_id']]
+  assert many == ['4'] * 5
+  found = guard.exposure(c, tmp_path / 'run', test, [])
+  assert found['test_images_exposed'] == 2 + 4
+  assert found['train_images_repeated'] == 1 + 3
+  # 4 x 3 across, 3 among the training and 6 among the test images.
+  assert found['target_pairs'] == 12 + 3 + 6
+  assert found['target_pairs_across_train_and_test'] == 12
+  inside = rows(tmp_path / 'run' / 'guard' / 'target_repeats.csv')
+  many = [int(r['repeated']) for r in inside]
+  assert many == [3] * 4 + [1, 2] + [1, 2, 3]
 
 
 def test_training_repeats_are_withheld_on_demand(root, tmp_path):

@@ -25,6 +25,7 @@ def test_a_stem_is_the_files_not_the_sets():
   assert repeats.stem('imagenet:n02_7.JPEG') == 'n02_7'
   assert repeats.stem('target:test/Images/n02_7.jpg') == 'n02_7'
   assert repeats.stem('n02_7.jpg') == 'n02_7'
+  assert repeats.stem('main:a/img_0.10.jpg') == 'img_0.10'
 
 
 def jpeg(image):
@@ -61,7 +62,7 @@ def test_bytes_and_pictures_are_found_and_nothing_else(files, tmp_path):
   content = [*files[20:], files[2], mirrored, cropped, b'no image']
   source = dataset(content, [f's{i}.png' for i in range(len(content))])
   found, counts = find(source, target, tmp_path)
-  got = {(r.source, r.target): r.tests for r in found}
+  got = {(r.source, *r.targets): r.tests for r in found}
   first = len(files) - 20
   assert got == {
     (first, 2): ('bytes', 'picture'),
@@ -77,7 +78,7 @@ def test_one_source_image_may_repeat_several_target_images(files, tmp_path):
   twice = jpeg(preprocess.decode(files[0]))
   target = dataset([files[0], files[1], twice], 'abc', 'target')
   found, _ = find(dataset([files[0]], ['x']), target, tmp_path)
-  assert [(r.source, r.target) for r in found] == [(0, 0), (0, 2)]
+  assert [(r.source, *r.targets) for r in found] == [(0, 0), (0, 2)]
   assert [r.tests for r in found] == [('bytes', 'picture'), ('picture',)]
 
 
@@ -98,13 +99,12 @@ def test_of_many_copies_of_one_file_one_pair_is_compared(
 
   monkeypatch.setattr(repeats.fingerprints, 'compare', counted)
   found, counts = find(source, target, tmp_path)
-  tests = {(r.source, r.target): r.tests for r in found}
-  both = ('bytes', 'picture')
-  expected = {(i, t): both for i in range(5) for t in range(5)}
-  expected |= {(i, 5): ('picture',) for i in range(5)}
-  expected |= {(6, t): ('picture',) for t in range(5)} | {(6, 5): both}
-  # Of a name, too: it is of one image, not of its copies.
-  expected[6, 3] = ('name', 'picture')
+  tests = {(r.source, r.targets): r.tests for r in found}
+  five, both = tuple(range(5)), ('bytes', 'picture')
+  expected = {(i, five): both for i in range(5)}
+  expected |= {(i, (5,)): ('picture',) for i in range(5)}
+  # What repeats one copy repeats all, by whichever name.
+  expected |= {(6, five): ('name', 'picture'), (6, (5,)): both}
   assert tests == expected
   assert all(0.9 < r.similarity <= 1.0001 for r in found)
   # Two files on either side, and the pair of equal names.
@@ -126,7 +126,7 @@ def test_names_count_where_they_name_pictures(files, tmp_path, same):
   source = dataset([*content, small(files[7])], [f'y/{n}' for n in names])
   found, counts = find(source, target, tmp_path)
   assert counts['equal_names'] == counts['equal_names_compared'] == 8
-  by_name = {(r.source, r.target) for r in found if 'name' in r.tests}
+  by_name = {(r.source, *r.targets) for r in found if 'name' in r.tests}
   assert by_name == ({(i, i) for i in range(8)} if same else set())
   if same:
     assert found[7].tests == ('name',)
@@ -135,9 +135,69 @@ def test_names_count_where_they_name_pictures(files, tmp_path, same):
 
 def test_a_name_that_comes_twice_names_nothing(files, tmp_path):
   target = dataset(files[:2], ['a/1.png', 'b/2.png'], 'target')
-  source = dataset(files[2:5], ['a/1.png', 'b/1.png', 'a/3.png'])
+  source = dataset(files[2:5], ['c/1.png', 'd/1.png', 'a/3.png'])
   _, counts = find(source, target, tmp_path)
   assert counts['equal_names'] == 0
+
+
+@pytest.mark.parametrize('same', [True, False])
+def test_equal_paths_count_though_every_class_has_these_names(
+  files, tmp_path, same
+):
+  names = [f'{c}/img_{i}.{n}.png' for c in 'ab' for i in '01' for n in (10, 20)]
+  target = dataset(files[:8], [f'test/{n}' for n in names], 'target')
+  content = files[:7] if same else files[8:15]
+  source = dataset([*content, small(files[7])], [n.upper() for n in names])
+  found, counts = find(source, target, tmp_path)
+  assert counts['equal_names'] == counts['equal_names_compared'] == 8
+  by_name = {(r.source, *r.targets) for r in found if 'name' in r.tests}
+  assert by_name == ({(i, i) for i in range(8)} if same else set())
+
+
+def test_paths_that_name_nothing_do_not_spoil_stems(files, tmp_path):
+  # Numbers in each class, by chance the same, and names that mean something.
+  numbers, stems = [f'a/{i}.png' for i in range(6)], [f'n0{i}' for i in '12']
+  target = dataset(
+    files[:8], [*numbers, *(f'x/{n}.png' for n in stems)], 'target'
+  )
+  source = dataset(
+    [*files[10:16], *files[6:8]], [*numbers, *(f'y/{n}.JPEG' for n in stems)]
+  )
+  found, counts = find(source, target, tmp_path)
+  assert counts['equal_names'] == 8
+  by_name = {(r.source, *r.targets) for r in found if 'name' in r.tests}
+  assert by_name == {(6, 6), (7, 7)}
+
+
+def test_copies_of_one_file_are_not_multiplied_out(tmp_path):
+  black = cv2.imencode('.png', np.zeros((16, 16, 3), np.uint8))[1].tobytes()
+  target = dataset([black] * 500, [f't{i}' for i in range(500)], 'target')
+  source = dataset([black] * 4000, [f's{i}' for i in range(4000)])
+  found, _ = find(source, target, tmp_path)
+  assert [r.source for r in found] == list(range(4000))
+  assert {r.targets for r in found} == {tuple(range(500))}
+  assert len({id(r.targets) for r in found}) == 1
+
+
+def test_within_one_set_images_are_held_against_those_before(files):
+  again = jpeg(preprocess.decode(files[0]))
+  content = [files[0], files[1], files[0], again, files[0]]
+  mine = repeats.Target(dataset(content, 'abcde'), 2, 'target')
+  limits = {'screen': 0.7, 'confirm': 0.6, 'threads': 2}
+  found = repeats.within(mine, mine, **limits)
+  assert [(r.source, r.targets[: r.repeated], r.tests) for r in found] == [
+    (2, (0,), ('bytes',)),
+    (3, (0, 2), ('picture',)),
+    (4, (0, 2), ('bytes',)),
+    (4, (3,), ('picture',)),
+  ]
+  other = repeats.Target(dataset([again, files[1]], 'xy', 'other'), 2, 'target')
+  found = repeats.within(other, mine, **limits)
+  assert [(r.source, r.targets) for r in found] == [
+    (0, (0, 2, 4)),
+    (0, (3,)),
+    (1, (1,)),
+  ]
 
 
 def test_tiny_pictures_are_compared_by_bytes_only(tmp_path):
@@ -145,11 +205,37 @@ def test_tiny_pictures_are_compared_by_bytes_only(tmp_path):
   target = dataset(digits.files[:30], map(str, range(30)), 'target')
   source = dataset(digits.files[20:60], map(str, range(100, 140)))
   found, counts = find(source, target, tmp_path)
-  assert {(r.source, r.target) for r in found} >= {
+  assert {(r.source, *r.targets) for r in found} >= {
     (i, i + 20) for i in range(10)
   }
   assert {r.tests for r in found} == {('bytes',)}
   assert counts['without_fingerprint'] == 40
+
+
+def test_strokes_of_others_are_no_repeats_and_copies_are(tmp_path):
+  digits = packaged.load('mnist').files
+  order = np.random.default_rng(0).permutation(len(digits))
+  images = [preprocess.decode(digits[i]) for i in order[:5]]
+  changed = [
+    jpeg(images[0]),
+    jpeg(images[1][:, ::-1]),
+    jpeg(images[2][2:, :26]),
+    jpeg(cv2.resize(images[3], (64, 64), interpolation=cv2.INTER_AREA)),
+    jpeg(
+      cv2.copyMakeBorder(
+        images[4], 2, 3, 1, 2, cv2.BORDER_CONSTANT, None, [255] * 3
+      )
+    ),
+  ]
+  target = dataset(
+    [digits[i] for i in order[:100]], [f't{i}' for i in range(100)], 'target'
+  )
+  source = dataset(
+    [*changed, *(digits[i] for i in order[100:300])],
+    [f's{i}' for i in range(205)],
+  )
+  found, _ = find(source, target, tmp_path, confirm=0.75)
+  assert [(r.source, *r.targets) for r in found] == [(i, i) for i in range(5)]
 
 
 def test_the_blocks_of_the_screen_change_nothing(files, tmp_path, monkeypatch):
@@ -161,7 +247,7 @@ def test_the_blocks_of_the_screen_change_nothing(files, tmp_path, monkeypatch):
   monkeypatch.setattr(repeats, '_TARGETS', 4)
   blocks, _ = find(source, target, tmp_path)
   for a, b in zip(whole, blocks, strict=True):
-    assert (a.source, a.target, a.tests) == (b.source, b.target, b.tests)
+    assert (a.source, a.targets, a.tests) == (b.source, b.targets, b.tests)
     assert a.similarity == pytest.approx(b.similarity)
 
 
@@ -195,5 +281,5 @@ def test_unreadable_images_are_passed_over(files, tmp_path):
   source = dataclasses.replace(dataset(files[:3], 'abc'), read=read)
   target = dataclasses.replace(dataset(files[:3], 'xyz'), read=read)
   found, counts = find(source, target, tmp_path)
-  assert [(r.source, r.target) for r in found] == [(0, 0), (2, 2)]
+  assert [(r.source, *r.targets) for r in found] == [(0, 0), (2, 2)]
   assert counts['without_fingerprint'] == 1

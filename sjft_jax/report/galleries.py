@@ -15,6 +15,7 @@ RANKS = (1, 10, 20, 30, 40)
 GALLERY_ROWS = 8
 CELLS = 6  # images of a row
 HARDEST = 9
+INSIDE = 24  # repeats inside the target that are listed
 # Images are shown about 130 CSS pixels wide.
 THUMBNAIL = 160
 
@@ -195,8 +196,15 @@ def withheld(workdir, results) -> dict | None:
   table = [
     [str(m), *map(wording.percent, values)] for m, values in enumerate(both)
   ]
+  inside = record.csv_rows(workdir / 'guard' / 'target_repeats.csv', INSIDE)
   return found | {
     'pairs': pairs,
+    'inside': {
+      'head': [name.replace('_', ' ') for name in inside[0]],
+      'rows': [list(row.values()) for row in inside],
+    }
+    if inside
+    else None,
     'accuracy': wording.typeset_table([head, *table])
     if found['test_images_exposed']
     else None,

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import math
 import re
@@ -15,12 +16,12 @@ def read(path) -> dict:
   return files.read_json(path, {})
 
 
-def csv_rows(path) -> list[dict]:
-  """A dict per line; none where the file is missing."""
+def csv_rows(path, most=None) -> list[dict]:
+  """A dict per line, of the first ones; none where the file is missing."""
   if not path.exists():
     return []
   with files.opened_text(path) as file:
-    return list(csv.DictReader(file))
+    return list(itertools.islice(csv.DictReader(file), most))
 
 
 def json_lines(path) -> Iterator[dict]:

@@ -839,6 +839,12 @@ def with_guard(workdir, target, pool, **changes):
     writer.writerow(['source_id', 'target_id', 'tests', 'similarity'])
     writer.writerow(['a:1', 'target:test/1', 'bytes+picture', '0.9876'])
     writer.writerow(['a:2', f'target:test/{NASTY}', 'name', ''])
+  with open(workdir / 'guard' / 'target_repeats.csv', 'w', newline='') as file:
+    writer = csv.writer(file)
+    writer.writerow(['id', 'repeats_id', 'tests', 'similarity', 'repeated'])
+    for i in range(25):
+      names = f'target:test/{NASTY}{i}', f'target:train/{NASTY}{i}'
+      writer.writerow([*names, 'bytes+picture', '0.9876', i + 1])
   for row in (0, 1):
     (pairs / f'{row:06d}.jpg').write_bytes(b'picture %d' % row)
   return Page(pages.write_run(workdir, target, pool))
@@ -856,6 +862,19 @@ def test_withheld_pairs_and_both_accuracies_are_shown(tmp_path, target, pool):
   shown = [i['src'] for i in page.all('img') if i.get('class') == 'pair']
   data = [base64.b64decode(uri.partition(',')[2]) for uri in shown]
   assert data == [b'picture 0', b'picture 1']
+
+
+def test_repeats_inside_the_target_are_listed(tmp_path, target, pool):
+  page = with_guard(tmp_path / 'run', target, pool)
+  assert [
+    f'target:test/{NASTY}0',
+    f'target:train/{NASTY}0',
+    'bytes+picture',
+    '0.9876',
+    '1',
+  ] in page.cells
+  assert f'target:test/{NASTY}23' in page.text
+  assert f'target:test/{NASTY}24' not in page.text
 
 
 def test_label_suspects_are_shown(tmp_path, target, pool):

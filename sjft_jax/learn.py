@@ -81,7 +81,7 @@ def check(c, mesh, workdir):
     )
 
 
-def teaches(c) -> bool:
+def trains_source_head(c) -> bool:
   """Whether images of the source train its classifier."""
   train = c.train
   return bool(

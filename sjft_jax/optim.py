@@ -97,13 +97,13 @@ def sgd(
     _decay(weight_decay, to_start),
     optax.multi_transform(
       {'head_bias': optax.scale(_HEAD_BIAS_RATE), 'other': optax.identity()},
-      _map(label),
+      _by_path(label),
     ),
     optax.scale_by_schedule(schedule),
     optax.trace(momentum),
     optax.scale(-1.0),
   )
-  return _but(frozen, caffe)
+  return _freezing(frozen, caffe)
 
 
 def adamw(
@@ -137,7 +137,7 @@ def adamw(
     optax.scale_by_schedule(schedule),
     optax.scale(-1.0),
   )
-  return _but(frozen, adam)
+  return _freezing(frozen, adam)
 
 
 RULES = {'sgd': sgd, 'adamw': adamw}
@@ -161,7 +161,7 @@ def _decay(weight_decay, to_start):
   """Adds weight_decay times the way from the start, or from 0."""
 
   def init(params):
-    return _Start(jax.tree.map_with_path(_trunk, params))
+    return _Start(jax.tree.map_with_path(_start_of, params))
 
   def update(updates, state, params):
     updates = jax.tree.map(
@@ -177,16 +177,16 @@ def _decay(weight_decay, to_start):
     if to_start
     else optax.add_decayed_weights(weight_decay)
   )
-  return optax.masked(towards, _map(lambda path: not _is_head_bias(path)))
+  return optax.masked(towards, _by_path(lambda path: not _is_head_bias(path)))
 
 
-def _trunk(path, leaf):
+def _start_of(path, leaf):
   """The start of a parameter: fresh heads have none but 0."""
   # Copied, since parameters are donated.
   return jnp.array(leaf) if path[0].key == 'trunk' else jnp.zeros_like(leaf)
 
 
-def _but(frozen, rule):
+def _freezing(frozen, rule):
   """The rule for all parameters but those that stay as they are."""
 
   def group(path):
@@ -194,7 +194,7 @@ def _but(frozen, rule):
     return 'frozen' if still else 'trained'
 
   return optax.multi_transform(
-    {'trained': rule, 'frozen': optax.set_to_zero()}, _map(group)
+    {'trained': rule, 'frozen': optax.set_to_zero()}, _by_path(group)
   )
 
 
@@ -202,7 +202,7 @@ def _is_head_bias(path) -> bool:
   return path[0].endswith('_head') and path[-1] == 'bias'
 
 
-def _map(function: Callable) -> Callable:
+def _by_path(function: Callable) -> Callable:
   """Lifts a function of a parameter's path to a pytree of parameters."""
   return lambda params: jax.tree.map_with_path(
     lambda path, _: function(tuple(key.key for key in path)), params

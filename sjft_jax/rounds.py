@@ -111,7 +111,7 @@ def run(c, workdir, mesh, donors=()):
       results['distilled'] = _test_student(c, learner, student, test, directory)
   results['guard'] = guard.exposure(c, workdir, test, tests)
   asked = c.suspects.neighbours and c.selection == 'neighbours'
-  if c.rounds and asked and learn.teaches(c):
+  if c.rounds and asked and learn.trains_source_head(c):
     with clock('suspects'):
       results['label_suspects'] = suspects.stage(
         c, learner, weights, drawable, selection.selected(drawn), workdir

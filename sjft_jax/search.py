@@ -183,7 +183,7 @@ def nearest(
       rank=rank,
       operands=operands,
     )
-    work = _Work(
+    work = _ShardSearch(
       screen,
       exact.Exact(target_qd, describer),
       k + 1,
@@ -323,7 +323,7 @@ class _Shards:
     return self.load(shard)
 
 
-class _Work:
+class _ShardSearch:
   """What the shards of one process share."""
 
   def __init__(self, screen, exact_, k, rows, longest, max_bad_fraction):
@@ -343,7 +343,7 @@ class _Work:
       (self._longest, self._screen.dims), self._screen.count_type
     )
     position_s, bad = np.empty(stop - start, np.int64), []
-    open_pairs = _Open(self._screen, table, self._k)
+    open_pairs = _OpenPairs(self._screen, table, self._k)
     good, pending, times_s = 0, None, np.zeros(stop - start, np.uint8)
     for block in self._read(source, shard, len(places), bar):
       _count(block, times_s, start)
@@ -455,7 +455,7 @@ def _lowest(row_n, lower_n, limit_q, k):
   return cell_n <= last_q[row_n]
 
 
-class _Open:
+class _OpenPairs:
   """The pairs of a shard that the bounds leave open.
 
   Upper bounds are only counted, in cells of a fixed width per target: the

@@ -218,7 +218,7 @@ def test_a_fault_of_its_own_is_none_of_sigterm(tmp_path):
 STAGES = {
   'guard': (guard, '_check', 0, 'the beginning'),
   'describe': (describe, 'fit', 0, 'the guard'),
-  'search': (search._Work, 'search', 0, 'the edges'),
+  'search': (search._ShardSearch, 'search', 0, 'the edges'),
 }
 
 

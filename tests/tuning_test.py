@@ -56,7 +56,7 @@ class Reader(learn.Learner):
   def start(self, pool, directory, donors=()):
     """Needs no weights."""
 
-  def fine_tune(self, weights, target, *others):
+  def fine_tune(self, start, weights, target, *others):
     self._read(target)
 
   def posteriors(self, variables, dataset, views, label):

@@ -7,7 +7,6 @@ then describes target and source.
 import dataclasses
 import functools
 import time
-import zipfile
 from collections.abc import Callable
 
 import jax
@@ -436,11 +435,7 @@ def load(path, bank, *, mesh, batch, threads) -> Describer:
     )
     if edges_cb.ndim != 2:
       raise ValueError(f'edges are [channels, bins - 1], not {edges_cb.shape}')
-  # What NumPy raises for a file that is no edges.npz.
-  except (
-    OSError, ValueError, KeyError, IndexError, TypeError, EOFError,
-    zipfile.BadZipFile,
-  ) as error:  # fmt: skip
+  except files.NO_NPZ as error:
     raise UserError(f'{path} could not be read: {error}') from error
   return Describer(
     bank=bank,

@@ -16,6 +16,8 @@ import shutil
 import socket
 import tempfile
 import time
+import zipfile
+import zlib
 
 import numpy as np
 
@@ -261,6 +263,19 @@ def write_csv(path, header, rows):
     writer = csv.writer(file)
     writer.writerow(header)
     writer.writerows(rows)
+
+
+# What NumPy raises for a file that is no npz, is cut, or lacks an array.
+NO_NPZ = (
+  OSError,
+  ValueError,
+  KeyError,
+  IndexError,
+  TypeError,
+  EOFError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
 
 
 def read_npz(path) -> dict[str, np.ndarray]:

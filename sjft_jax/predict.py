@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from sjft_jax import command, mesh, paths, progress, trained
-from sjft_jax.data import folders, preprocess
+from sjft_jax.data import image_files, preprocess
 from sjft_jax.errors import UserError
 
 
@@ -26,12 +26,12 @@ def images(texts) -> list:
   found = []
   for path in map(paths.path, texts):
     if path.is_dir() and not paths.in_store(path):
-      found += map(pathlib.Path, sorted(folders.image_files(str(path))))
+      found += map(pathlib.Path, sorted(image_files.image_files(str(path))))
     elif path.is_dir():
       found += sorted(
         path / name
         for name, _ in paths.below(path)
-        if pathlib.PurePath(name).suffix.lower() in folders.SUFFIXES
+        if pathlib.PurePath(name).suffix.lower() in image_files.SUFFIXES
         and not any(part.startswith('.') for part in name.split('/'))
       )
     elif path.is_file():
@@ -103,7 +103,7 @@ def _work(argv):
   with progress.bar(len(found), 'predict') as bar:
     for path, probability, reason in answers:
       bar.update()
-      name = folders.legible(str(path))
+      name = image_files.legible(str(path))
       if reason is not None:
         bad += 1
         print(f'{name}: {reason}', file=sys.stderr)

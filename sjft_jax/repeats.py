@@ -36,7 +36,6 @@ from sjft_jax.ops import likeness
 _SOURCES, _TARGETS = 2048, 512
 TESTS = ('name', 'bytes', 'picture')
 _NAMES_COMPARED = 64
-_UNREADABLE = bytes(32)  # as in a hash table
 _best_view = jax.jit(likeness.best_view)
 
 
@@ -87,7 +86,7 @@ class Target:
       for i, (digest, found) in enumerate(rows):
         bar.update()
         self.without += not found
-        sha256.append(digest or _UNREADABLE)
+        sha256.append(digest or hashes.NO_DIGEST)
         first = first_of.setdefault(digest, i) if digest else i
         copies[first].append(i)
         self.first[i] = first

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sjft_jax import errors, paths
-from sjft_jax.data import folders, packaged, tfds_sets
+from sjft_jax.data import folders, image_files, packaged, tfds_sets
 from sjft_jax.data.dataset import Dataset, bare
 
 FIELDS = {
@@ -73,7 +73,7 @@ def _open(spec: Mapping[str, Any], part: str, setting: str) -> Dataset:
   except OSError as e:
     if not paths.is_transient(e):
       raise
-    what = folders.legible(str(e.filename or part))
+    what = image_files.legible(str(e.filename or part))
     raise paths.unreadable(f'{setting}: {what}', e) from e
   if len(set(dataset.ids.tolist())) < len(dataset):
     raise errors.UserError(

@@ -1,29 +1,15 @@
-"""Folders of class folders as image sets: on a disk, in a store, in an archive.
+"""Class folders as image sets: on a disk, in a store, in an archive."""
 
-Or the images that a csv file lists, beside it.
-"""
-
-import concurrent.futures
-import csv
-import hashlib
-import itertools
 import os
-from collections.abc import Iterator
 
-import numpy as np
-
-from sjft_jax import errors, files, paths
-from sjft_jax.data import packs
+from sjft_jax import errors, paths
+from sjft_jax.data import csv_lists, image_files, packs
 from sjft_jax.data.dataset import Dataset, bare
+from sjft_jax.data.image_files import is_image, legible
 
-SUFFIXES = ('.bmp', '.gif', '.jfif', '.jpe', '.jpeg', '.jpg', '.pgm', '.png',
-            '.ppm', '.tif', '.tiff', '.webp')  # fmt: skip
 # Links of such names that lead nowhere were no classes.
 _NO_CLASSES = ('.csv', '.gz', '.html', '.json', '.md', '.pdf', '.py', '.tar',
                '.tsv', '.txt', '.xml', '.yaml', '.yml', '.zip')  # fmt: skip
-# Questions to a disk that wait for their answers at once, and for how many
-# files that is worth it.
-_ASKING, _MANY = 32, 1024
 # Where a Mac keeps in a zip what its files have beside their content.
 _MAC = '__MACOSX'
 # Names of folders that hold classes, not images.
@@ -52,7 +38,7 @@ def open_folder(part: str, setting: str) -> Dataset:
     raise errors.UserError(f'{need}; none was given: --config.{setting}=DIR.')
   root = paths.path(part)
   if root.name.lower().endswith('.csv') and root.is_file():
-    return _listed(root, setting)
+    return csv_lists.open_list(root, setting)
   if found := packs.split(root):
     return _packed(*found, setting)
   if not root.is_dir():
@@ -131,14 +117,14 @@ def _walked(root):
     for entry in entries:
       if entry.name.startswith('.'):
         continue
-      if _is_folder(entry):
+      if image_files.is_folder(entry):
         folders.append(entry.name)
-      elif _is_image(entry.name):
+      elif is_image(entry.name):
         loose.append(entry.name)
       elif (
         not entry.name.lower().endswith(_NO_CLASSES)
         and entry.is_symlink()
-        and _stat(entry.path)[0] < 0
+        and image_files.stat(entry.path)[0] < 0
       ):
         raise errors.UserError(
           f'{legible(entry.path)} is a link that leads nowhere; where it led '
@@ -149,9 +135,9 @@ def _walked(root):
   rows = [
     (label, path)
     for label, folder in enumerate(folders if not loose else ())
-    for path in sorted(image_files(os.path.join(root, folder)))
+    for path in sorted(image_files.image_files(os.path.join(root, folder)))
   ]
-  sizes, stamp = _stats([path for _, path in rows])
+  sizes, stamp = image_files.stats([path for _, path in rows])
   rows = [
     (label, os.path.relpath(path, root), size)
     for (label, path), size in zip(rows, sizes, strict=True)
@@ -163,12 +149,12 @@ def _stored(root):
   """What `_walked` returns, of a store: one listing, no question per image."""
   seen = [row for row in paths.below(root) if not _hidden(row[0])]
   folders = sorted({name.partition('/')[0] for name, _ in seen if '/' in name})
-  loose = [name for name, _ in seen if '/' not in name and _is_image(name)]
+  loose = [name for name, _ in seen if '/' not in name and is_image(name)]
   label_of = {name: label for label, name in enumerate(folders)}
   rows = [
     (label_of[name.partition('/')[0]], name, size)
     for name, size in seen
-    if '/' in name and _is_image(name.rpartition('/')[2])
+    if '/' in name and is_image(name.rpartition('/')[2])
   ]
   return folders, loose, sorted(rows), ''
 
@@ -182,7 +168,7 @@ def _packed(path, inside: str, setting: str) -> Dataset:
     for i, name in enumerate(pack.names)
     if name.startswith(prefix)
     and not _hidden(name)
-    and _is_image(name.rpartition('/')[2])
+    and is_image(name.rpartition('/')[2])
   ]
   _refuse_unread(pack, prefix, path, setting)
   around = [str(path), inside]
@@ -223,7 +209,7 @@ def _packed(path, inside: str, setting: str) -> Dataset:
     labels=[label_of[name.partition('/')[0]] for name, _ in found],
     sizes=[pack.sizes[i] for i in place],
     read=lambda i: pack.read(place[i]),
-    stamp='' if paths.in_store(path) else _stats([str(path)])[1],
+    stamp='' if paths.in_store(path) else image_files.stats([str(path)])[1],
   )
 
 
@@ -235,7 +221,7 @@ def _refuse_unread(pack, prefix, path, setting):
     if name.startswith(prefix)
     and not _hidden(name)
     # One without an ending may be a link to a folder, and so to a class.
-    and (_is_image(name) or '.' not in name.rpartition('/')[2])
+    and (is_image(name) or '.' not in name.rpartition('/')[2])
   )
   if unread:
     raise errors.UserError(
@@ -247,163 +233,3 @@ def _refuse_unread(pack, prefix, path, setting):
 
 def _hidden(name: str) -> bool:
   return any(part.startswith('.') for part in name.split('/'))
-
-
-def _listed(path, setting: str) -> Dataset:
-  """The images of a csv of path and label; paths are relative to the csv."""
-  need = f'{setting} needs a csv with the columns path and label'
-  try:
-    with files.opened_text(path, 'utf-8-sig') as file:
-      reader = csv.DictReader(file, strict=True, skipinitialspace=True)
-      if not {'path', 'label'} <= set(reader.fieldnames or ()):
-        came = ', '.join(reader.fieldnames or ('nothing',))
-        raise errors.UserError(f'{need}; {path} has {came}: add them.')
-      rows = [
-        (
-          reader.line_num,
-          row['path'],
-          (row['label'] or '').strip(),
-          None in row,
-        )
-        for row in reader
-      ]
-  except (csv.Error, UnicodeError) as e:
-    raise errors.UserError(f'{need}; {path} is none ({e}): repair it.') from e
-  # Not where a link to the csv leads: a cache of downloads, or git-annex, keeps
-  # every file elsewhere, by a name of its own.
-  root = path.parent if paths.in_store(path) else path.absolute().parent
-  if not paths.in_store(path) and path.is_symlink():
-    # Unless the images lie there, and not here.
-    there = path.resolve().parent
-    some = [name for _, name, *_ in rows[:9] if name and '\0' not in name]
-    here = any((root / name).exists() for name in some)
-    if not here and any((there / name).exists() for name in some):
-      root = there
-  base = str(root).partition('://')[2] or os.path.normpath(root)
-  inside, seen = os.path.join(base, ''), {}
-  for line, name, label, more in rows:
-    # Two spellings of a path would be one image twice.
-    whole = os.path.normpath(os.path.join(base, name or ''))
-    fault = ''
-    if not name or not label:
-      fault = 'lacks a path or a label'
-    elif more:
-      fault = 'has more columns than the first: quote what holds a comma'
-    elif '\0' in name:
-      fault = 'holds bytes that are no text'
-    elif os.path.isabs(name):
-      fault = (
-        f'names {legible(name)}, an absolute path, where paths are relative to'
-        ' the folder of the csv'
-      )
-    elif not whole.startswith(inside):
-      fault = f'leads out of its folder ({legible(name)})'
-    elif whole in seen:
-      fault = f'names {legible(name)} a second time, after line {seen[whole]}'
-    if fault:
-      raise errors.UserError(f'{need}; line {line} of {path} {fault}: mend it.')
-    seen[whole] = line
-  if not rows:
-    raise errors.UserError(f'{need}; {path} lists no image: add some.')
-  classes = sorted({label for _, _, label, _ in rows})
-  label_of = {name: label for label, name in enumerate(classes)}
-  # A store takes a key as it is written, `./` and all; on a disk, `x/..` leads
-  # elsewhere if x is a link.
-  names = [whole.removeprefix(inside) for whole in seen]
-  if paths.in_store(root):
-    there = dict(paths.below(root))
-    sizes, stamp = [there.get(name, -1) for name in names], ''
-  else:
-    sizes, stamp = _stats([os.path.join(root, name) for name in names])
-  read = paths.reader(root)
-  return bare(
-    classes=classes,
-    ids=[name.replace(os.sep, '/') for _, name, *_ in rows],
-    labels=[label_of[label] for _, _, label, _ in rows],
-    sizes=sizes,
-    read=lambda i: read(names[i]),
-    stamp=stamp,
-  )
-
-
-def image_files(root: str) -> Iterator[str]:
-  """Image files below a folder; links are followed, hidden names are not.
-
-  Raises:
-    UserError: if a folder cannot be opened.
-  """
-  top, seen, left = os.path.join(os.path.realpath(root), ''), set(), [root]
-  while left:
-    folder = left.pop()
-    real = os.path.realpath(folder)
-    # A link led to where another one did, or back up, beyond the root even.
-    if real in seen or (seen and top.startswith(os.path.join(real, ''))):
-      continue
-    seen.add(real)
-    folders, names = [], []
-    try:
-      with os.scandir(folder) as entries:
-        for entry in entries:
-          if not entry.name.startswith('.'):
-            (folders if _is_folder(entry) else names).append(entry.name)
-    except OSError as e:
-      raise paths.unreadable(legible(str(e.filename or folder)), e) from e
-    # Sorted, so that of two links to one folder the same is taken everywhere.
-    left += [
-      os.path.join(folder, name) for name in sorted(folders, reverse=True)
-    ]
-    yield from (os.path.join(folder, name) for name in names if _is_image(name))
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-  """Whether it is one, or a link to one.
-
-  Raises:
-    OSError: if the disk cannot tell now.
-  """
-  try:
-    return entry.is_dir()
-  except OSError as e:
-    if paths.is_transient(e):
-      raise
-    return False
-
-
-def _is_image(name: str) -> bool:
-  return name.lower().endswith(SUFFIXES) and not name.startswith('.')
-
-
-def legible(name: str) -> str:
-  """A file name as text that can be written; bytes that are none as \\xNN."""
-  return os.fsencode(name).decode('utf-8', 'backslashreplace')
-
-
-def _stats(names: list[str]) -> tuple[list[int], str]:
-  """Bytes of every file, -1 of what is not there; a digest of their times.
-
-  Raises:
-    OSError: if the disk cannot tell now.
-  """
-  if len(names) < _MANY:
-    found = list(map(_stat, names))
-  else:
-    # Over a network an answer takes its time, not the disk's.
-    some = [names[at : at + _ASKING] for at in range(0, len(names), _ASKING)]
-    with concurrent.futures.ThreadPoolExecutor(_ASKING) as executor:
-      parts = executor.map(lambda part: list(map(_stat, part)), some)
-      found = list(itertools.chain.from_iterable(parts))
-  times = np.array([time for _, time in found], '<i8')
-  return [size for size, _ in found], hashlib.sha256(times).hexdigest()
-
-
-def _stat(name: str) -> tuple[int, int]:
-  """(bytes, when it was written, ns) of a file."""
-  try:
-    found = os.stat(name)
-  except OSError as e:
-    # Sizes tell whether a set is another one: a size that is not known now may
-    # not stand for it.
-    if paths.is_transient(e):
-      raise
-    return -1, 0  # A broken link: listed as bad when it is read.
-  return found.st_size, found.st_mtime_ns

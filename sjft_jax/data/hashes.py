@@ -10,8 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,7 +21,7 @@ from sjft_jax.data.dataset import Dataset
 PART = 16384  # images
 FORMAT = 1  # of the parts; another one where a fingerprint changes its meaning
 _PROBES = 4  # of a part
-_NO_DIGEST = bytes(32)
+NO_DIGEST = bytes(32)
 _FIELDS = 'sha256', 'fingerprint', 'owner', 'region'
 
 
@@ -103,7 +101,7 @@ def hash_range(dataset, start, stop, threads, bar) -> Part:
     except OSError as error:
       if paths.is_transient(error):
         lost.append(i)
-      return _NO_DIGEST, []
+      return NO_DIGEST, []
     digest = hashlib.sha256(data).digest()
     try:
       found = fingerprints.regions(fingerprints.decode(data))
@@ -133,7 +131,7 @@ def sha256_of(dataset: Dataset, i: int) -> bytes:
   try:
     return hashlib.sha256(dataset.read(i)).digest()
   except OSError:
-    return _NO_DIGEST
+    return NO_DIGEST
 
 
 def _key(dataset, start, stop) -> str:
@@ -156,8 +154,7 @@ def _stored(path, dataset, start, stop) -> Part | None:
     stored = files.read_npz(path)
     fields = {name: stored[name] for name in _FIELDS}
     sha256 = fields['sha256'].reshape(stop - start, 32)
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
-          zlib.error):  # fmt: skip
+  except files.NO_NPZ:
     return None
   some = np.linspace(start, stop - 1, _PROBES).astype(int)
   unread = np.flatnonzero(~sha256.any(axis=1)) + start

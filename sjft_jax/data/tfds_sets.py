@@ -5,8 +5,6 @@ import errno
 import hashlib
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -175,9 +173,7 @@ def _kept(builder, part: str, key: str | None, records):
   path = paths.cache() / 'tfds' / f'{digest}.npz'
   names = ('ids', 'labels', 'sizes')
   # A cache that is damaged or cannot be written to is none.
-  with contextlib.suppress(
-    OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error
-  ):
+  with contextlib.suppress(*files.NO_NPZ):
     stored = files.read_npz(path)
     found = tuple(stored[name] for name in names)
     if {len(column) for column in found} == {len(records)}:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sjft_jax import errors, paths
-from sjft_jax.data import datasets, folders, pipelines
+from sjft_jax.data import datasets, image_files, pipelines
 from tests import store
 from tests.data import trees
 
@@ -437,17 +437,17 @@ def test_many_sizes_are_asked_for_at_once_and_stay_in_order(
     trees.write(tmp_path, f'{i % 3}/{i:02d}.jpg', data=b'x' * i)
   (tmp_path / '0/zz.jpg').symlink_to(tmp_path / 'gone')
   alone = trees.pool(tmp_path)
-  monkeypatch.setattr(folders, '_MANY', 10)
-  monkeypatch.setattr(folders, '_ASKING', 3)
+  monkeypatch.setattr(image_files, '_MANY', 10)
+  monkeypatch.setattr(image_files, '_ASKING', 3)
   # Three questions are open before one is answered.
-  meeting, ask = threading.Barrier(3, timeout=30), folders._stat
+  meeting, ask = threading.Barrier(3, timeout=30), image_files.stat
 
   def stat(path):
     if path.endswith(('/00.jpg', '/09.jpg', '/18.jpg')):
       meeting.wait()
     return ask(path)
 
-  monkeypatch.setattr(folders, '_stat', stat)
+  monkeypatch.setattr(image_files, 'stat', stat)
   together = trees.pool(tmp_path)
   assert together.digest == alone.digest
   assert together.ids.tolist() == alone.ids.tolist()
